@@ -1,0 +1,81 @@
+"""The device mesh, and the one table that maps a model's logical axes to it."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from experiments.errors import UserError
+from experiments.training.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+LOGICAL_AXIS_RULES = (
+    ("batch", ("data", "fsdp")),
+    ("length", "sequence"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("embed", "fsdp"),
+    ("head_size", None),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Arrange the devices along the axes data, fsdp, tensor and sequence.
+
+    Args:
+        config: sizes; one may be -1 and takes what is left.
+        devices: defaults to all.
+
+    Returns:
+        The mesh, all axes automatic: `jit` decides how an operation is split from the shardings of its inputs.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+
+    Example:
+        >>> make_mesh(MeshConfig(), jax.devices()[:1]).shape["data"]
+        1
+    """
+    devices = jax.devices() if devices is None else devices
+    asked = [getattr(config, axis) for axis in AXES]
+    rest = len(devices) // math.prod(size for size in asked if size != -1)
+    sizes = [rest if size == -1 else size for size in asked]
+    if math.prod(sizes) != len(devices):
+        shape = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, asked, strict=True))
+        raise UserError(f"mesh: {shape} does not multiply to the {len(devices)} devices there are")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split the leading axis of a batch over the axes data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+    """Shardings of a state from the logical axis names that its leaves carry; leaves without names are replicated.
+
+    Args:
+        abstract_state: `jax.eval_shape` of the state, its parameters boxed by `nn.with_logical_partitioning`.
+        mesh: from `make_mesh`.
+
+    Returns:
+        A pytree of `NamedSharding` like the unboxed state. An axis that a mesh axis does not divide stays whole.
+    """
+    specs = nn.logical_to_mesh(nn.get_partition_spec(abstract_state), LOGICAL_AXIS_RULES)
+    shapes = nn.meta.unbox(abstract_state)
+
+    def fit(leaf: jax.ShapeDtypeStruct, spec: PartitionSpec | None) -> NamedSharding:
+        names = tuple(spec or ())
+        sizes = leaf.shape[: len(names)]
+        kept = [n if n and size % _size(mesh, n) == 0 else None for size, n in zip(sizes, names, strict=True)]
+        return NamedSharding(mesh, PartitionSpec(*kept))
+
+    return jax.tree.map(fit, shapes, specs)
+
+
+def _size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes))

@@ -1,0 +1,128 @@
+"""Metrics of a training: JSON lines always, TensorBoard beside them, progress on the terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+FLUSH_SECONDS = 2.0
+
+
+class MetricsLog:
+    """Rows {"step", "split", name: value} in `metrics.jsonl`, written every two seconds; split is "train" or "eval".
+
+    TensorBoard gets each evaluation, and of the training rows the newest of each write: a curve for the eye, at no cost
+    for the loop. The JSON lines have every step.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+        """Read the rows that an earlier part of this training wrote."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        self.rows: list[Row] = list(read_rows(self.path)) if self.path.exists() else []
+        self._unwritten: list[Row] = []
+        self._last_write = time.monotonic()
+        self._board = _board(folder) if tensorboard else None
+
+    def rewind(self, step: int) -> None:
+        """Drop what a resumed training will log again: training rows from `step` on, evaluations after `step`."""
+        kept = [row for row in self.rows if row["step"] < step or (row["step"] == step and row["split"] == "eval")]
+        if kept != self.rows or not self.path.exists():
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.replace(self.path)
+        self.rows = kept
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Add one row; values are scalars."""
+        row = {"step": step, "split": split, **{name: _number(value) for name, value in values.items()}}
+        self.rows.append(row)
+        self._unwritten.append(row)
+        if time.monotonic() - self._last_write > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put every row on disk."""
+        if self._unwritten:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in self._unwritten))
+            self._to_board(self._unwritten)
+            self._unwritten = []
+        self._last_write = time.monotonic()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.flush()
+        if self._board is not None:
+            self._board.close()
+
+    def columns(self, split: str) -> dict[str, np.ndarray]:
+        """The rows of one split as arrays by name, in the order of steps."""
+        rows = [row for row in self.rows if row["split"] == split]
+        names = [name for name in (rows[0] if rows else {}) if name != "split"]
+        return {name: np.array([row[name] for row in rows]) for name in names}
+
+    def _to_board(self, rows: list[Row]) -> None:
+        if self._board is None:
+            return
+        training = [row for row in rows if row["split"] == "train"][-1:]
+        for row in training + [row for row in rows if row["split"] == "eval"]:
+            for name, value in row.items():
+                if name not in ("step", "split"):
+                    self._board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+
+def read_rows(path: Path) -> Iterable[Row]:
+    """The rows of a metrics file; a last line that a kill left half-written is dropped."""
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+class Progress:
+    """A progress bar with the time left on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, label: str, total: int, start: int = 0) -> None:
+        """Begin at `start` of `total` updates."""
+        from tqdm import tqdm
+
+        # disable=None: no bar where stderr is not a terminal.
+        self._bar = tqdm(total=total, initial=start, desc=label, unit="step", leave=False, disable=None)
+        self._label, self._total, self._step, self._start = label, total, start, start
+        self._began = self._shown = time.monotonic()
+
+    def advance(self, values: Mapping[str, Any]) -> None:
+        """Count one update."""
+        self._step += 1
+        self._bar.update()
+        now = time.monotonic()
+        if now - self._shown < (10.0 if self._bar.disable else 0.5):
+            return
+        self._shown = now
+        text = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            return
+        left = (now - self._began) / (self._step - self._start) * (self._total - self._step)
+        print(f"{self._label}: {self._step}/{self._total}, {text}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
+
+
+def _number(value: Any) -> float | int:
+    return value if isinstance(value, int | float) else np.asarray(value).item()
+
+
+def _board(folder: Path) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,176 @@
+"""Mixers of the LightNet package. Softmax attention is the one that the others are compared with."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from lightnet.backbone import Capabilities, Mixer, partitioned
+from lightnet.segments import run_index
+from lightnet.typing import Array
+
+
+class AttentionState(NamedTuple):
+    """Keys and values of the tokens read so far in the current run; slots from `length` on are unused."""
+
+    keys: Float[Array, "B S H K"]
+    values: Float[Array, "B S H K"]
+    length: Int[Array, " B"]
+
+
+class SoftmaxAttention(Mixer):
+    """Multi-head softmax attention, causal or not, with a key-value cache.
+
+    o_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j over the visible j (Vaswani et al. 2017, eq. 1).
+
+    Attributes:
+        width: channels D.
+        num_heads: heads H; a divisor of D.
+        causal: whether position i sees only j <= i.
+        max_length: slots of the cache; 0 keeps no state, as in training.
+        use_bias: biases of the two projections.
+        out_scale: standard deviation of the output projection's initial values.
+        dtype: of the computation.
+
+    Example:
+        >>> attention = SoftmaxAttention(width=4, num_heads=2)
+        >>> x = jnp.ones((1, 3, 4))
+        >>> (y, state), variables = attention.init_with_output(jax.random.key(0), x)
+        >>> y.shape, state
+        ((1, 3, 4), None)
+    """
+
+    width: int
+    num_heads: int
+    causal: bool = True
+    max_length: int = 0
+    use_bias: bool = False
+    out_scale: float = 0.02
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Declare the projections into queries, keys and values and back."""
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads: got {self.num_heads}, expected a divisor of the width {self.width}")
+        into = partitioned(nn.initializers.normal(0.02), "embed", None, "heads", "head_size")
+        back = partitioned(nn.initializers.normal(self.out_scale), "heads", "head_size", "embed")
+        features = (3, self.num_heads, self.width // self.num_heads)
+        self.qkv = nn.DenseGeneral(features, use_bias=self.use_bias, kernel_init=into, dtype=self.dtype)
+        self.out = nn.DenseGeneral(
+            self.width, axis=(-2, -1), use_bias=self.use_bias, kernel_init=back, dtype=self.dtype
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Segments and masks always; a state when causal with a cache."""
+        cached = self.causal and self.max_length > 0
+        return Capabilities(causal=self.causal, state=cached, step=cached, segments=True, mask=True)
+
+    def __call__(
+        self,
+        x: Array,
+        state: AttentionState | None = None,
+        *,
+        segment_ids: Array | None = None,
+        mask: Array | None = None,
+    ) -> tuple[Array, AttentionState | None]:
+        """Attend within a sequence, and to the cache if a state is given.
+
+        Args:
+            x: (B, L, D).
+            state: the cache so far; its tokens belong to the first run.
+            segment_ids: (B, L); a token sees its own run only.
+            mask: (B, L), true at real tokens. A masked token is not seen, gives 0 and gets no gradient.
+
+        Returns:
+            (B, L, D), and the cache after the last token (None without `max_length`).
+
+        Raises:
+            ValueError: a state is given to a mixer that keeps none, or the cache is full.
+        """
+        self.require(state=state is not None)
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        q, k, v = jnp.unstack(self.qkv(x), axis=2)
+        plain = state is None and segment_ids is None and mask is None
+        run = jnp.zeros(x.shape[:2], jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
+        real = jnp.ones(x.shape[:2], bool) if mask is None else mask
+        keys, values, visible = k, v, None if plain else _visible_tokens(run, real, self.causal)
+        if state is not None:
+            self._check_room(state, x.shape[1])
+            keys, values = jnp.concatenate([state.keys, k], 1), jnp.concatenate([state.values, v], 1)
+            visible = jnp.concatenate([_visible_slots(state, run), _visible_tokens(run, real, self.causal)], axis=-1)
+        y = self.out(_attend(q, keys, values, visible, is_causal=self.causal and plain))
+        y = y if mask is None else jnp.where(mask[..., None], y, 0)
+        if not self.capabilities.state:
+            return y, None
+        if state is None:
+            state = self.init_state(x.shape[0])
+            self._check_room(state, x.shape[1])
+        return y, _extend(state, k, v, run, real)
+
+    def step(self, x: Array, state: AttentionState) -> tuple[Array, AttentionState]:
+        """Attend from one token (B, D) to the cache and itself."""
+        self.require(step=True)
+        self._check_room(state, 1)
+        q, k, v = jnp.unstack(self.qkv(x[:, None]), axis=2)
+        one = (x.shape[0], 1)
+        state = _extend(state, k, v, jnp.zeros(one, jnp.int32), jnp.ones(one, bool))
+        visible = _visible_slots(state, jnp.zeros(one, jnp.int32))
+        return self.out(_attend(q, state.keys, state.values, visible))[:, 0], state
+
+    def init_state(self, batch: int) -> AttentionState:
+        """An empty cache for `batch` rows."""
+        self.require(state=True)
+        shape = (batch, self.max_length, self.num_heads, self.width // self.num_heads)
+        return AttentionState(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), jnp.zeros(batch, jnp.int32))
+
+    def _check_room(self, state: AttentionState, tokens: int) -> None:
+        """Refuse what does not fit where the length is known; inside jit, tokens beyond the cache are dropped."""
+        full = tokens > self.max_length
+        if not isinstance(state.length, jax.core.Tracer):
+            full = full or int(state.length.max()) + tokens > self.max_length
+        if full:
+            raise ValueError(f"max_length: {tokens} more tokens do not fit a cache of {self.max_length} slots")
+
+
+def _attend(
+    q: Float[Array, "B L H K"],
+    keys: Float[Array, "B S H K"],
+    values: Float[Array, "B S H K"],
+    visible: Bool[Array, "B L S"] | None,
+    is_causal: bool = False,
+) -> Float[Array, "B L H K"]:
+    mask = None if visible is None else visible[:, None]
+    return jax.nn.dot_product_attention(q, keys, values, mask=mask, is_causal=is_causal)
+
+
+def _visible_tokens(run: Int[Array, "B L"], real: Bool[Array, "B L"], causal: bool) -> Bool[Array, "B L L"]:
+    same_run = run[:, :, None] == run[:, None, :]
+    visible = same_run & real[:, None, :]
+    return jnp.tril(visible) if causal else visible
+
+
+def _visible_slots(state: AttentionState, run: Int[Array, "B L"]) -> Bool[Array, "B L S"]:
+    used = jnp.arange(state.keys.shape[1]) < state.length[:, None]
+    return used[:, None, :] & (run == 0)[:, :, None]
+
+
+def _extend(
+    state: AttentionState,
+    k: Float[Array, "B L H K"],
+    v: Float[Array, "B L H K"],
+    run: Int[Array, "B L"],
+    real: Bool[Array, "B L"],
+) -> AttentionState:
+    """The cache after these tokens: real tokens of the last run only, behind the old ones if that run is the first."""
+    slots = state.keys.shape[1]
+    kept = real & (run == run[:, -1:])
+    start = jnp.where(run[:, -1] == 0, state.length, 0)
+    slot = jnp.where(kept, start[:, None] + jnp.cumsum(kept, axis=1) - 1, slots)
+    row = jnp.arange(slot.shape[0])[:, None]
+    # A slot past the end is out of bounds, and mode="drop" leaves the cache as it is there.
+    keys = state.keys.at[row, slot].set(k, mode="drop")
+    values = state.values.at[row, slot].set(v, mode="drop")
+    return AttentionState(keys, values, start + kept.sum(axis=1, dtype=jnp.int32))

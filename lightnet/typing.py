@@ -1,0 +1,30 @@
+"""The dimension letters and the array types built from them, defined once.
+
+Letter  Meaning
+------  -------------------------------------------------------------
+B       batch
+L       sequence length
+S       slots of a cache
+D       channels (the width of the residual stream)
+H       heads
+K       size of a key (and query) per head
+V       size of a value per head; size of the vocabulary at an output
+
+Where a paper uses other letters, the docstring of the module that implements it gives the translation. The shapes are
+checked by beartype when the tests run and cost nothing otherwise.
+"""
+
+from typing import TypeAlias
+
+import jax
+from jaxtyping import Bool, Float, Int
+
+Array: TypeAlias = jax.Array
+
+Tokens: TypeAlias = Int[Array, "B L"]
+Logits: TypeAlias = Float[Array, "B L V"]
+Sequence: TypeAlias = Float[Array, "B L D"]
+OneToken: TypeAlias = Float[Array, "B D"]
+SegmentIds: TypeAlias = Int[Array, "B L"]
+TokenMask: TypeAlias = Bool[Array, "B L"]
+Positions: TypeAlias = Int[Array, "B L"]

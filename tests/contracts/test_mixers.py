@@ -1,0 +1,175 @@
+"""The contract of every mixer, on all that are found in `lightnet` and `ssm`: a new mixer is tested by existing."""
+
+import importlib
+import inspect
+import pkgutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lightnet
+import ssm
+from lightnet.backbone import Mixer
+
+BATCH, LENGTH, WIDTH = 3, 11, 12
+
+# How to build each mixer, smallest first; a class that is not here fails the test below.
+VARIANTS = {
+    "SoftmaxAttention": [
+        {"num_heads": 3, "max_length": 16},
+        {"num_heads": 1, "max_length": 16, "use_bias": True},
+        {"num_heads": 2, "causal": False},
+        {"num_heads": 2},
+    ]
+}
+
+
+def discovered():
+    """All mixer classes of the two packages."""
+    found = {}
+    for package in (lightnet, ssm):
+        for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            module = importlib.import_module(info.name)
+            for name, item in inspect.getmembers(module, inspect.isclass):
+                if issubclass(item, Mixer) and item is not Mixer:
+                    found[name] = item
+    return found
+
+
+MIXERS = discovered()
+CASES = [
+    pytest.param(MIXERS[name], options, id=f"{name}-{i}") for name in MIXERS for i, options in enumerate(VARIANTS[name])
+]
+
+
+def build(mixer_class, options, seed=0):
+    """A mixer with its parameters, and an input of standard normal entries."""
+    mixer = mixer_class(width=WIDTH, **options)
+    x = np.random.default_rng(seed).standard_normal((BATCH, LENGTH, WIDTH), np.float32)
+    params = jax.jit(mixer.init)(jax.random.key(seed), x)
+    # Initial kernels of scale 0.02 make softmax nearly uniform; larger ones make the tests sensitive.
+    return mixer, jax.tree.map(lambda w: 20 * w, params), jnp.asarray(x)
+
+
+def apply(mixer, *arguments, method=None, **options):
+    """`mixer.apply`, compiled: one program is much faster to make than its operations one by one."""
+    return jax.jit(partial(mixer.apply, method=method))(*arguments, **options)
+
+
+def only(capability):
+    """The cases that have a capability."""
+    return [case for case in CASES if getattr(case.values[0](width=WIDTH, **case.values[1]).capabilities, capability)]
+
+
+def close(actual, expected):
+    """Equal up to float32 rounding."""
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_every_mixer_has_a_variant():
+    assert set(MIXERS) == set(VARIANTS)
+
+
+@pytest.mark.parametrize(("mixer_class", "options"), CASES)
+def test_jit_changes_nothing_and_rows_do_not_meet(mixer_class, options):
+    mixer, params, x = build(mixer_class, options)
+    y, _ = apply(mixer, params, x)
+    with jax.disable_jit():
+        close(mixer.apply(params, x)[0], y)
+    close(apply(mixer, params, x[1:2])[0], y[1:2])
+    assert np.abs(y).max() > 1e-2
+
+
+@pytest.mark.parametrize(("mixer_class", "options"), CASES)
+def test_future_tokens_have_no_gradient_exactly_if_causal(mixer_class, options):
+    mixer, params, x = build(mixer_class, options)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.square(mixer.apply(params, x)[0][:, 4]))))(x)
+    future = np.abs(gradient[:, 5:]).max()
+    assert np.abs(gradient[:, :5]).min(axis=2).max() > 0
+    assert (future == 0) == mixer.capabilities.causal
+
+
+@pytest.mark.parametrize(("mixer_class", "options"), only("step"))
+def test_steps_equal_the_whole_sequence(mixer_class, options):
+    mixer, params, x = build(mixer_class, options)
+    expected, _ = apply(mixer, params, x)
+    state = mixer.init_state(BATCH)
+    step = jax.jit(partial(mixer.apply, method="step"))
+    for t in range(LENGTH):
+        y, state = step(params, x[:, t], state)
+        close(y, expected[:, t])
+
+
+@pytest.mark.parametrize("split", [1, 4, 10])
+@pytest.mark.parametrize(("mixer_class", "options"), only("state"))
+def test_a_sequence_in_two_parts_equals_the_whole(mixer_class, options, split):
+    mixer, params, x = build(mixer_class, options)
+    expected, whole = apply(mixer, params, x)
+    first, state = apply(mixer, params, x[:, :split])
+    second, end = apply(mixer, params, x[:, split:], state)
+    close(np.concatenate([first, second], 1), expected)
+    jax.tree.map(close, end, whole)
+
+
+@pytest.mark.parametrize(("mixer_class", "options"), only("segments"))
+def test_packed_segments_equal_separate_sequences(mixer_class, options):
+    mixer, params, x = build(mixer_class, options)
+    ids = np.tile(np.array([5, 5, 5, 0, 0, 5, 5, 5, 5, 5, 9]), (BATCH, 1))
+    packed, state = apply(mixer, params, x, segment_ids=ids)
+    for start, stop in [(0, 3), (3, 5), (5, 10), (10, 11)]:
+        alone, last = apply(mixer, params, x[:, start:stop])
+        close(packed[:, start:stop], alone)
+    if mixer.capabilities.step:
+        token = np.ones((BATCH, WIDTH), np.float32)
+        close(apply(mixer, params, token, state, method="step")[0], apply(mixer, params, token, last, method="step")[0])
+
+
+@pytest.mark.parametrize(("mixer_class", "options"), only("state"))
+def test_a_state_enters_the_first_segment_only(mixer_class, options):
+    mixer, params, x = build(mixer_class, options)
+    _, state = apply(mixer, params, x[:, :4])
+    ids = np.tile(np.array([1, 1, 2, 2, 2, 2, 2]), (BATCH, 1))
+    y, _ = apply(mixer, params, x[:, 4:], state, segment_ids=ids)
+    close(y[:, :2], apply(mixer, params, x[:, :6])[0][:, 4:])
+    close(y[:, 2:], apply(mixer, params, x[:, 6:])[0])
+
+
+@pytest.mark.parametrize(("mixer_class", "options"), only("mask"))
+def test_masked_tokens_do_not_exist(mixer_class, options):
+    mixer, params, x = build(mixer_class, options)
+    real = np.array([0, 1, 1, 0, 1, 1, 1, 0, 1, 0, 0], bool)
+    poisoned = jnp.where(real[:, None], x, jnp.nan)
+    mask = jnp.asarray(np.tile(real, (BATCH, 1)))
+
+    y, state = apply(mixer, params, poisoned, mask=mask)
+    alone, short = apply(mixer, params, x[:, real])
+    close(y[:, real], alone)
+    assert np.all(np.asarray(y)[:, ~real] == 0)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(mixer.apply(params, x, mask=mask)[0]))))(poisoned)
+    assert np.all(np.asarray(gradient)[:, ~real] == 0) and np.all(np.isfinite(gradient))
+    if mixer.capabilities.step:
+        token = np.ones((BATCH, WIDTH), np.float32)
+        close(
+            apply(mixer, params, token, state, method="step")[0], apply(mixer, params, token, short, method="step")[0]
+        )
+
+
+@pytest.mark.parametrize(("mixer_class", "options"), CASES)
+def test_what_is_not_supported_raises(mixer_class, options):
+    mixer, params, x = build(mixer_class, options)
+    able = mixer.capabilities
+    refused = [name for name in able._fields if not getattr(able, name)]
+    for name in refused:
+        with pytest.raises(ValueError, match=f"{mixer_class.__name__}: {name} not supported; it supports .*segments"):
+            mixer.require(**{name: True})
+    if not able.state:
+        state = mixer_class(width=WIDTH, **VARIANTS[mixer_class.__name__][0]).init_state(BATCH)
+        with pytest.raises(ValueError, match="state not supported"):
+            mixer.init_state(BATCH)
+        with pytest.raises(ValueError, match="state not supported"):
+            apply(mixer, params, x, state)
+        with pytest.raises(ValueError, match="step not supported"):
+            apply(mixer, params, x[:, 0], state, method="step")

@@ -3,15 +3,17 @@
 import json
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.errors import UserError
 from experiments.training.config import OptimizerConfig, TrainConfig
 from experiments.training.data import DeviceBatches, batches
-from experiments.training.loop import Loop, Position, Task, TrainState, train
+from experiments.training.loop import Loop, Position, Task, TrainState, make_update, train
 
 STEPS = 13
 
@@ -85,11 +87,6 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def same(actual, expected):
-    """Bit for bit."""
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -113,9 +110,9 @@ def test_an_interrupted_training_ends_bit_for_bit_like_an_undisturbed_one(
         train(config(), *regression(), tmp_path, seed=5)
     monkeypatch.undo()
     outcome = train(config(), *regression(), tmp_path, seed=5)
-    same(outcome.params, expected.params)
-    same(outcome.train, expected.train)
-    same(outcome.evaluation, expected.evaluation)
+    chex.assert_trees_all_equal(outcome.params, expected.params)
+    chex.assert_trees_all_equal(outcome.train, expected.train)
+    chex.assert_trees_all_equal(outcome.evaluation, expected.evaluation)
     by_step = sorted(rows(tmp_path), key=lambda row: (row["split"], row["step"]))
     assert by_step == sorted(expected_rows, key=lambda row: (row["split"], row["step"]))
 
@@ -137,14 +134,24 @@ def test_a_finished_training_is_returned_without_training(undisturbed, tmp_path)
         raise AssertionError("trained again")
 
     again = train(config(), Task(task.init, never, never), data, tmp_path, seed=5)
-    same(again.params, expected.params)
-    same(again.train, expected.train)
+    chex.assert_trees_all_equal(again.params, expected.params)
+    chex.assert_trees_all_equal(again.train, expected.train)
     assert sorted((tmp_path / "metrics.jsonl").read_text()) == sorted(before)
+
+
+def test_each_update_gets_a_key_of_its_own():
+    optimizer = optax.sgd(0.0)
+    update = make_update(lambda w, batch, key: (w, {"draw": jax.random.uniform(key)}), optimizer, seed=1)
+    state, draws = TrainState(jnp.array(0), jnp.zeros(()), optimizer.init(jnp.zeros(()))), []
+    for _ in range(5):
+        state, metrics = update(state, None)
+        draws.append(float(metrics["draw"]))
+    assert len(set(draws)) == 5
 
 
 def test_seeds_decide_everything(undisturbed, tmp_path):
     expected, _ = undisturbed
-    same(train(config(), *regression(), tmp_path / "same", seed=5).params, expected.params)
+    chex.assert_trees_all_equal(train(config(), *regression(), tmp_path / "same", seed=5).params, expected.params)
     other = train(config(), *regression(), tmp_path / "other", seed=6).params
     assert not np.array_equal(other["kernel"], expected.params["kernel"])
 

@@ -1,0 +1,12 @@
+"""The commands of `python -m experiments`, one module each, imported only when it is called."""
+
+PROGRAM = "python -m experiments"
+
+COMMANDS = {
+    "list": "every result: id, figure or table, presets, minutes, last verdicts",
+    "run": "run a result, every result of a paper, or a result file of your own",
+    "show": "claims, tables and figures of one run",
+    "compare": "two runs side by side: claims, config differences, paired seeds",
+    "report": "REPORT.md and REPORT.html: every claim, its verdict, the figures",
+    "doctor": "versions, devices, optional parts, what is writable",
+}

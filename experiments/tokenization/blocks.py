@@ -1,0 +1,43 @@
+"""The toy tokenizer of arXiv 2404.08335, section 3: blocks of r symbols."""
+
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.tokenization.tokenizer import Ids, Tokenizer
+
+
+class BlockTokenizer(Tokenizer):
+    """Cuts a sequence over 0..A-1 into blocks of r symbols; what is left over at the end becomes single symbols.
+
+    The dictionary holds the A**r blocks and, for r > 1, the A single symbols.
+
+    Args:
+        alphabet: A.
+        block: r.
+
+    Raises:
+        ValueError: if either is below 1.
+
+    Example:
+        >>> tokenizer = BlockTokenizer(alphabet=2, block=2)
+        >>> tokenizer.encode([0, 1, 1, 1, 1]).tolist(), tokenizer.decode([1, 3, 5]).tolist()
+        ([1, 3, 5], [0, 1, 1, 1, 1])
+    """
+
+    def __init__(self, alphabet: int, block: int) -> None:
+        """List the dictionary."""
+        for name, value in (("alphabet", alphabet), ("block", block)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}; expected 1 or more")
+        singles = product(range(alphabet)) if block > 1 else ()
+        super().__init__([*product(range(alphabet), repeat=block), *singles])
+        self.block = block
+
+    def _encode(self, sequence: NDArray[np.int64]) -> Ids:
+        size = len(self.alphabet)
+        whole = len(sequence) - len(sequence) % self.block
+        weights = size ** np.arange(self.block - 1, -1, -1)
+        ids = sequence[:whole].reshape(-1, self.block) @ weights
+        return np.concatenate([ids, size**self.block + sequence[whole:]]).astype(np.int32)

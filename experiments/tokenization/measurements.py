@@ -1,0 +1,170 @@
+"""What the claims of `dictionary_size` measure, one number per seed, from the rows of its two sweeps."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.sources.switching import SwitchingSource
+from experiments.tokenization.theory import CONSTANT, block_loss, smallest_transition
+
+Row = dict[str, Any]
+_SLOW = {"order": 1, "p": 0.05, "q": 0.05}
+_FAST = {"order": 1, "p": 0.8, "q": 0.8}
+_SECOND_ORDER = {"order": 2, "p": 0.8, "q": 0.8}
+
+
+class NotMeasured(LookupError):
+    """The sweep does not contain the source or the size that a claim speaks of."""
+
+
+def measure(seeds: Sequence[int], on_sources: list[Row], on_text: list[Row]) -> dict[str, list[float]]:
+    """One value per claim and seed.
+
+    Args:
+        seeds: in the order of the values.
+        on_sources: rows of `source_rows`.
+        on_text: rows of `text_rows`, with the column `seed`.
+
+    Returns:
+        claim id -> values; a claim whose sizes or sources were not run is left out.
+
+    Example:
+        >>> measure([0], [], [])
+        {}
+    """
+    measured = {}
+    for quantities, rows in ((_ON_SOURCES, on_sources), (_ON_TEXT, on_text)):
+        for claim, quantity in quantities.items():
+            try:
+                values = [quantity(where(rows, seed=seed)) for seed in seeds]
+            except NotMeasured:
+                continue
+            measured[f"tokenization/{claim}"] = values
+    return measured
+
+
+def where(rows: list[Row], **values: Any) -> list[Row]:
+    """The rows that have the given values.
+
+    Args:
+        rows: any.
+        values: column=value pairs.
+
+    Returns:
+        The matching rows, at least one.
+
+    Raises:
+        NotMeasured: if there is none.
+    """
+    found = [row for row in rows if all(row[name] == value for name, value in values.items())]
+    if not found:
+        raise NotMeasured(values)
+    return found
+
+
+def _excess(rows: list[Row], bound: str, tokenizers: set[str]) -> float:
+    """Largest unigram loss minus bound, where the bound applies."""
+    found = [row["unigram"] - row[bound] for row in rows if row["tokenizer"] in tokenizers and row[bound] > 0]
+    if not found:
+        raise NotMeasured(bound)
+    return max(found)
+
+
+def _lzw_bound(rows: list[Row]) -> float:
+    positive = [row for row in rows if smallest_transition(_source(row)) >= 0.1 - 1e-12]
+    return _excess(positive, "bound_4_5", {"LZW, d symbols"})
+
+
+def _greedy_reduction(rows: list[Row]) -> float:
+    return _excess(rows, "bound_4_3", {"LZW", "LZW, d symbols"})
+
+
+def _closed_form(rows: list[Row]) -> float:
+    blocks = where(rows, tokenizer="blocks")
+    return max(abs(row["unigram"] - block_loss(_source(row), round(math.log2(row["size"])))) for row in blocks)
+
+
+def _above_entropy_rate(rows: list[Row]) -> float:
+    if not rows:
+        raise NotMeasured("rows")
+    return min(row["regret"] for row in rows)
+
+
+def _lzw_minus_blocks(rows: list[Row]) -> float:
+    blocks = where(rows, tokenizer="blocks", **_SLOW)
+    return where(rows, tokenizer="LZW", **_SLOW)[-1]["unigram"] - blocks[-1]["unigram"]
+
+
+def _heavy_hitting(rows: list[Row]) -> float:
+    row = where(rows, tokenizer="LZW, d symbols", size=500, **_FAST)[0]
+    return row["cross_entropy"] - CONSTANT * math.log(500)
+
+
+def _bump(rows: list[Row]) -> float:
+    row = where(rows, tokenizer="BPE", size=4, **_SECOND_ORDER)[0]
+    return row["unigram"] - _source(row).unigram_entropy()
+
+
+def _bpe_unigram(rows: list[Row]) -> float:
+    return where(rows, tokenizer="BPE, rows of 512", size=10, **_SECOND_ORDER)[0]["unigram"]
+
+
+def _lzw_minus_bpe(rows: list[Row]) -> float:
+    lzw, bpe = (where(rows, tokenizer=name, size=1000, **_SLOW)[0]["unigram"] for name in ("LZW", "BPE"))
+    return lzw - bpe
+
+
+def _minus_bigram(tokenizer: str, size: int) -> Callable[[list[Row]], float]:
+    def difference(rows: list[Row]) -> float:
+        bigram = where(rows, tokenizer="characters, 2-gram")[0]
+        return where(rows, tokenizer=tokenizer, size=size)[0]["held_out"] - bigram["held_out"]
+
+    return difference
+
+
+def _bpe_minus_lzw(rows: list[Row]) -> float:
+    pairs = zip(where(rows, tokenizer="BPE"), where(rows, tokenizer="LZW"), strict=True)
+    return max(bpe["held_out"] - lzw["held_out"] for bpe, lzw in pairs)
+
+
+def _largest_rise(rows: list[Row]) -> float:
+    curves = [[row["in_sample"] for row in where(rows, tokenizer=name)] for name in ("BPE", "LZW")]
+    if len(curves[0]) < 2:
+        raise NotMeasured("a second size")
+    return float(max(np.diff(curve).max() for curve in curves))
+
+
+def _minus_trigram(rows: list[Row]) -> float:
+    trigram = where(rows, tokenizer="characters, 3-gram")[0]
+    fitting = [row for row in where(rows, tokenizer="BPE") if row["size"] <= trigram["size"]]
+    if not fitting:
+        raise NotMeasured("a dictionary no larger than the number of trigrams")
+    return max(fitting, key=lambda row: row["size"])["held_out"] - trigram["held_out"]
+
+
+def _source(row: Row) -> SwitchingSource:
+    return SwitchingSource(row["order"], row["p"], row["q"])
+
+
+_ON_SOURCES: dict[str, Callable[[list[Row]], float]] = {
+    "Th1-lzw-bound": _lzw_bound,
+    "Thm43-greedy-reduction": _greedy_reduction,
+    "Th1-toy-closed-form": _closed_form,
+    "Th1-above-entropy-rate": _above_entropy_rate,
+    "Th1-lzw-beats-blocks": _lzw_minus_blocks,
+    "Th1-heavy-hitting-not-reached": _heavy_hitting,
+    "Th1-small-dictionary-bump": _bump,
+    "Th1-bpe-unigram": _bpe_unigram,
+    "Th1-lzw-overtakes-bpe": _lzw_minus_bpe,
+}
+
+_ON_TEXT: dict[str, Callable[[list[Row]], float]] = {
+    "F7-bpe-beats-char-bigram": _minus_bigram("BPE", 500),
+    "F7-lzw-late": _minus_bigram("LZW", 500),
+    "F7-lzw-beats-char-bigram": _minus_bigram("LZW", 8000),
+    "F7-bpe-below-lzw": _bpe_minus_lzw,
+    "F7-loss-falls-with-size": _largest_rise,
+    "Fig7-character-k-grams": _minus_trigram,
+}

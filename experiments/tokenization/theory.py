@@ -1,0 +1,191 @@
+"""Bounds and closed forms of arXiv 2404.08335, each with its hypotheses checked.
+
+All losses are in nats per source symbol. delta is the smallest transition probability (assumption 4.2), d a dictionary
+size, H_inf the entropy rate, which is also the least loss of any model.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from experiments.sources.markov import MarkovSource
+from experiments.sources.switching import SwitchingSource
+
+CONSTANT = 0.99
+"""The paper's constant in theorems 4.1 and 4.5; any value below 1 does."""
+
+
+def smallest_transition(source: MarkovSource | SwitchingSource) -> float:
+    """delta of assumption 4.2: the smallest entry of the kernel.
+
+    Args:
+        source: any source.
+
+    Returns:
+        delta in [0, 1 / A].
+
+    Example:
+        >>> round(smallest_transition(SwitchingSource(1, 0.8, 0.8)), 6)
+        0.2
+    """
+    return float(source.kernel.min())
+
+
+def theorem_4_1_bound(entropy_rate: float, delta: float, size: int) -> float:
+    """Loss that some tokenizer with at most d tokens reaches with the best unigram.
+
+    L <= H_inf / (1 - eps),  eps = log(1 / delta) / (0.99 log d)
+
+    Args:
+        entropy_rate: H_inf.
+        delta: smallest transition probability, in (0, 1).
+        size: d.
+
+    Returns:
+        The bound.
+
+    Raises:
+        ValueError: if delta is outside (0, 1), d < 2, or eps >= 1 (the dictionary is too small for the theorem).
+
+    Example:
+        >>> round(theorem_4_1_bound(0.500402, 0.2, 500), 4)
+        0.6777
+    """
+    if size < 2:
+        raise ValueError(f"size: got {size}; expected 2 or more")
+    return _reduction_bound(entropy_rate, delta, CONSTANT * math.log(size), f"size: got {size}")
+
+
+def theorem_4_3_bound(entropy_rate: float, delta: float, cross_entropy: float) -> float:
+    """Loss of the best unigram over greedy tokens, given how improbable the tokens in use are.
+
+    H(Q_MLE, P) >= log(1 / delta) / eps with eps < 1 implies L <= H_inf / (1 - eps); the best eps is taken.
+
+    Args:
+        entropy_rate: H_inf.
+        delta: smallest transition probability, in (0, 1).
+        cross_entropy: H(Q_MLE, P) in nats per token, from `token_cross_entropy`.
+
+    Returns:
+        The bound.
+
+    Raises:
+        ValueError: if delta is outside (0, 1), or H(Q_MLE, P) <= log(1 / delta) (then eps >= 1).
+
+    Example:
+        >>> round(theorem_4_3_bound(0.500402, 0.2, 3.3), 3)
+        0.977
+    """
+    return _reduction_bound(entropy_rate, delta, cross_entropy, f"cross_entropy: got {cross_entropy:.4g}")
+
+
+def theorem_4_5_bound(entropy_rate: float, delta: float, size: int, training_symbols: int) -> float:
+    """Loss that LZW with the greedy encoder reaches with high probability; the formula of theorem 4.1.
+
+    Args:
+        entropy_rate: H_inf.
+        delta: smallest transition probability, in (0, 1).
+        size: d.
+        training_symbols: length of the training text; the theorem wants at most d symbols.
+
+    Returns:
+        The bound.
+
+    Raises:
+        ValueError: as `theorem_4_1_bound`, or if the training text is longer than d.
+
+    Example:
+        >>> round(theorem_4_5_bound(0.325083, 0.1, 200, training_symbols=200), 3)
+        0.579
+    """
+    if training_symbols > size:
+        raise ValueError(f"training_symbols: got {training_symbols}; expected at most d = {size}")
+    return theorem_4_1_bound(entropy_rate, delta, size)
+
+
+def block_loss(source: MarkovSource | SwitchingSource, block: int) -> float:
+    """Loss of the best unigram over blocks of r symbols: L = H_r / r (equation 2 for order 1).
+
+    Args:
+        source: stationary source.
+        block: r, 1 or more.
+
+    Returns:
+        Nats per source symbol.
+
+    Raises:
+        ValueError: if r < 1.
+
+    Example:
+        >>> round(block_loss(SwitchingSource(2, 0.8, 0.8), 3), 4)
+        0.6289
+    """
+    if block < 1:
+        raise ValueError(f"block: got {block}; expected 1 or more")
+    return source.block_entropy(block) / block
+
+
+def log_probability(source: MarkovSource | SwitchingSource, symbols: ArrayLike) -> NDArray[np.float64]:
+    """log P(s) of strings in the middle of a stationary text: P(s) = sum_a pi(a) P(s | a).
+
+    Args:
+        source: the law.
+        symbols: (..., length) integers in 0..A-1.
+
+    Returns:
+        (...,) nats; -inf for an impossible string.
+
+    Raises:
+        ValueError: if a symbol is outside the alphabet.
+
+    Example:
+        >>> source = SwitchingSource(1, 0.8, 0.8)
+        >>> np.exp(log_probability(source, [[0, 1], [0, 0]])).round(3).tolist()
+        [0.4, 0.1]
+    """
+    text = np.asarray(symbols, dtype=np.int64)
+    if text.size and not 0 <= text.min() <= text.max() < source.alphabet:
+        raise ValueError(f"symbols: got {text.min()}..{text.max()}; expected symbols in 0..{source.alphabet - 1}")
+    first = min(source.order, text.shape[-1])
+    opening = source.stationary.sum(axis=tuple(range(first, source.order)))
+    with np.errstate(divide="ignore"):
+        log_opening, log_kernel = np.log(opening), np.log(source.kernel)
+    total = log_opening[tuple(np.moveaxis(text[..., :first], -1, 0))]
+    count = text.shape[-1] - first
+    if count:
+        windows = tuple(text[..., i : i + count] for i in range(source.order + 1))
+        total = total + log_kernel[windows].sum(axis=-1)
+    return total
+
+
+def token_cross_entropy(
+    frequencies: NDArray[np.float64], vocabulary: Sequence[Sequence[int]], source: MarkovSource | SwitchingSource
+) -> float:
+    """H(Q_MLE, P) = E_{t ~ Q_MLE} log 1 / P(t) in nats per token: large when the tokens in use are long or rare.
+
+    Args:
+        frequencies: Q_MLE, (d,).
+        vocabulary: the d tokens.
+        source: the law of the text.
+
+    Returns:
+        Nats per token.
+
+    Example:
+        >>> round(token_cross_entropy(np.array([0.5, 0.5]), [(0,), (1,)], SwitchingSource(1, 0.8, 0.8)), 6)
+        0.693147
+    """
+    used = np.flatnonzero(frequencies).tolist()
+    return -float(sum(frequencies[i] * log_probability(source, vocabulary[i]) for i in used))
+
+
+def _reduction_bound(entropy_rate: float, delta: float, information: float, given: str) -> float:
+    """H_inf / (1 - eps) with eps = log(1 / delta) / information."""
+    if not 0 < delta < 1:
+        raise ValueError(f"delta: got {delta}; expected a probability strictly between 0 and 1")
+    epsilon = math.log(1 / delta) / information if information > 0 else math.inf
+    if epsilon >= 1:
+        raise ValueError(f"{given}, so eps = {epsilon:.3g}; expected eps = log(1/delta) / (...) below 1")
+    return entropy_rate / (1 - epsilon)

@@ -1,0 +1,152 @@
+"""The report says what was found, stands alone, and stores what is committed."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import experiments.commands.report as command
+from experiments.claims import Row
+from experiments.errors import UserError
+from experiments.files import read_json
+from experiments.registry import load_path
+from experiments.reporting import collect as collecting
+
+ROWS = [
+    Row("demo/small", "A paper", "Figure 1", "It is small | really <b>.", "below 1", "read", "demo/toy"),
+    Row("demo/exact", "A paper", "Figure 2", "It is 2.", 2.0, "plot", "demo/toy"),
+    Row("demo/open", "A paper", "Table 1", "Nobody knows.", "unknown", "memory", "", "not built yet"),
+    Row("other/far", "Another paper", "abstract", "It is far.", "unknown", "secondary", "other/gone"),
+]
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "data", "srcset")]
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def demo(toy, monkeypatch):
+    """The toy as the result demo/toy, and a ledger with it."""
+    toy.write_text(toy.read_text().replace("toy/small", "demo/small").replace("toy/exact", "demo/exact"))
+
+    def load(id):
+        import dataclasses
+
+        return dataclasses.replace(load_path(toy), id="demo/toy", target="demo/toy")
+
+    for module in (collecting, command):
+        monkeypatch.setattr(module, "load_id", load)
+        monkeypatch.setattr(module, "discover", lambda: {"demo/toy": toy})
+    monkeypatch.setattr(collecting, "ledger", lambda: {row.id: row for row in ROWS})
+    import experiments.commands.run as running
+
+    monkeypatch.setattr(running, "select", lambda _: [load("demo/toy")])
+    return toy
+
+
+def test_an_empty_report_lists_every_claim_as_not_run(call, demo):
+    status, out, _ = call("report")
+    assert status == 0 and "4 claims: 4 not run" in out
+    text = Path("results/REPORT.md").read_text()
+    assert all(row.id in text for row in ROWS) and "no finished run of demo/toy" in text and "not built yet" in text
+
+
+def test_the_report_shows_verdicts_figures_versions_and_commands(call, demo):
+    call("run", "demo/toy", "--seeds", "0:4")
+    status, out, _ = call("report", "--out", "pages")
+    assert status == 0 and "4 claims: 2 hold, 2 not run" in out
+    for name in ("REPORT.md", "REPORT.html"):
+        text = Path("pages", name).read_text()
+        content = text if name.endswith("md") else Page(text).text
+        for words in (
+            "demo/small",
+            "≤ 1",
+            "(n 4)",
+            "2 ± 0.5",
+            "python -m experiments run demo/toy --seeds 0:4",
+            "numpy 2",
+        ):
+            assert words in content, (name, words)
+        assert content.index("does not hold") < content.index("demo/small")  # counts come first
+    assert Path("pages/figures/demo-toy.png").read_bytes().startswith(b"\x89PNG")
+    assert "](figures/demo-toy.png)" in Path("pages/REPORT.md").read_text()
+
+
+def test_the_page_needs_nothing_else(call, demo):
+    call("run", "demo/toy")
+    call("report")
+    text = Path("results/REPORT.html").read_text()
+    page = Page(text)
+    assert page.open == [] and "script" not in page.tags and "link" not in page.tags
+    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert "prefers-color-scheme: dark" in text
+    assert "<b>." not in text and "It is small | really <b>." in page.text
+
+
+def test_markdown_rows_have_the_cells_of_their_header(call, demo):
+    call("run", "demo/toy")
+    call("report")
+    header = 0
+    for line in Path("results/REPORT.md").read_text().splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) - 1
+        if line.startswith("|"):
+            header = header or cells
+            assert cells == header, line
+        else:
+            header = 0
+
+
+def test_changed_settings_do_not_reach_the_report(call, demo):
+    call("run", "demo/toy", "--config.offset", "9")
+    assert "4 claims: 4 not run" in call("report")[1]
+
+
+def test_a_result_file_that_cannot_be_imported_is_shown(call, demo, monkeypatch):
+    def load(id):
+        raise UserError("toy.py cannot be imported: a bug")
+
+    monkeypatch.setattr(collecting, "load_id", load)
+    status, _, _ = call("report")
+    assert status == 0 and "toy.py cannot be imported: a bug" in Path("results/REPORT.md").read_text()
+
+
+def test_store_copies_runs_that_count(call, demo, tmp_path):
+    package = tmp_path / "package"
+    call("run", "demo/toy", "--preset", "smoke")
+    call("run", "demo/toy", "--config.offset", "0.5")
+    assert command.store(package=package) == []
+    call("run", "demo/toy")
+    folder = package / "demo" / "results" / "toy" / "cpu"
+    assert command.store(package=package) == [folder]
+    assert sorted(path.name for path in folder.iterdir()) == ["arrays.npz", "figure.png", "result.json"]
+    stored = read_json(folder / "result.json")
+    assert stored["command"] == "python -m experiments run demo/toy" and stored["config"]["offset"] == 0.0
+    assert str(tmp_path) not in (folder / "result.json").read_text()
+
+
+def test_a_report_that_cannot_be_written_is_one_line(call, demo):
+    Path("results").write_text("")
+    status, _, err = call("report")
+    assert (status, err) == (2, "error: results is a file, and a folder is needed there\n")

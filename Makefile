@@ -1,0 +1,72 @@
+# Everything runs in a virtual environment made here by plain Python and pip; nothing else has to be installed first.
+# Paths are relative, and the environment's tools are called as modules, so a path with spaces works.
+
+PYTHON ?= python3
+PRESET ?= cpu
+EXTRA ?= $(shell cat .venv/extra 2>/dev/null)
+comma := ,
+VENV := .venv/bin/python
+INSTALLED := .venv/installed$(if $(EXTRA),-$(EXTRA))
+
+ifneq ($(filter-out gpu tpu parity,$(EXTRA)),)
+$(error EXTRA is one of gpu, tpu, parity; given: $(EXTRA))
+endif
+
+.PHONY: help install reproduce reproduce-all demo test check lint types notebooks clean
+.DEFAULT_GOAL := help
+
+help: ## list these commands
+	@echo "make COMMAND [PRESET=smoke|cpu|gpu|paper] [EXTRA=gpu|tpu|parity] [PYTHON=python3]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED) ## make .venv and install everything into it (EXTRA=gpu or tpu for those)
+
+reproduce: $(INSTALLED) ## the headline results at PRESET, then the report
+	@$(VENV) -m experiments run headline --preset $(PRESET)
+	@$(VENV) -m experiments report
+
+reproduce-all: $(INSTALLED) ## every result at PRESET, then the report
+	@$(VENV) -m experiments run all --preset $(PRESET)
+	@$(VENV) -m experiments report
+
+demo: $(INSTALLED) ## one figure and its verdicts, in four minutes
+	@$(VENV) -m experiments run tokenization/dictionary_size --preset $(PRESET)
+
+test: $(INSTALLED) ## the quick tests
+	@$(VENV) -m pytest -m "not slow"
+
+check: ## all that CI does: lint, types, every test, results at smoke, notebooks, README
+	@PYTHON="$(PYTHON)" bash .ci/run
+
+lint: $(INSTALLED) ## ruff: rules and format
+	@$(VENV) -m ruff check .
+	@$(VENV) -m ruff format --check .
+
+types: $(INSTALLED) ## mypy
+	@$(VENV) -m mypy
+
+notebooks: $(INSTALLED) ## execute the notebooks again from their .py files
+	@$(VENV) .ci/execute_notebooks.py --write
+
+clean: ## remove what can be made again: caches, builds and .venv; runs/ and results/ stay
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A checkout that was moved or copied together with its .venv installs itself again: the install refers to its path.
+ifneq ($(shell cat .venv/location 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(VENV) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	    { echo "error: Python 3.11 or later is needed, and $(PYTHON) is '$$("$(PYTHON)" --version 2>&1)': make ... PYTHON=/path/to/python3" >&2; exit 2; }; \
+	  "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "error: $(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }; \
+	  "$(PYTHON)" -m venv --clear .venv; }
+	@echo "installing into .venv: a few minutes the first time"
+	@if [ -t 1 ]; then quiet=; else quiet=-q; fi; \
+	  $(VENV) -m pip install $$quiet --disable-pip-version-check -c constraints.txt -e ".[test,dev,notebooks$(if $(EXTRA),$(comma)$(EXTRA))]"
+	@printf '%s' "$(EXTRA)" > .venv/extra
+	@printf '%s' "$(CURDIR)" > .venv/location
+	@touch "$(INSTALLED)"

@@ -318,4 +318,4 @@ class CausalLM(nn.Module):
     def _logits(self, x: Array) -> Array:
         kernel = self.embedding[: self.vocab_size] if self.tied else self.head
         logits = jnp.einsum("...d,vd->...v", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-        return logits + self.bias if self.head_bias else logits
+        return logits + jnp.broadcast_to(self.bias, logits.shape) if self.head_bias else logits

@@ -153,7 +153,7 @@ def _visible_tokens(run: Int[Array, "B L"], real: Bool[Array, "B L"], causal: bo
 
 
 def _visible_slots(state: AttentionState, run: Int[Array, "B L"]) -> Bool[Array, "B L S"]:
-    used = jnp.arange(state.keys.shape[1]) < state.length[:, None]
+    used = jnp.arange(state.keys.shape[1])[None] < state.length[:, None]
     return used[:, None, :] & (run == 0)[:, :, None]
 
 

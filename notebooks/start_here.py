@@ -21,7 +21,7 @@
 # %%
 from experiments.commands import list as list_command
 
-list_command.main([])
+_ = list_command.main([])
 
 # %% [markdown]
 # `load` gives the newest finished run, or else the stored one: claims with verdicts, tidy tables, arrays.

@@ -1,0 +1,13 @@
+"""Strict numerics for every test, and no setting of the shell that started them."""
+
+import jax
+import pytest
+
+# Broadcasting arrays of different ranks without saying so hides mistakes in shapes.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_tests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIGHTNET_RUNS", raising=False)
+    monkeypatch.delenv("PRESET", raising=False)

@@ -11,6 +11,7 @@ and logged once.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from experiments.errors import UserError
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import TrainConfig
 from experiments.training.data import DeviceBatches
@@ -100,26 +102,21 @@ def train(
         The outcome, its history complete whether or not the training was interrupted.
 
     Raises:
-        UserError: the mesh does not fit the devices, or a checkpoint cannot be read.
+        UserError: the mesh does not fit the devices, a checkpoint cannot be read, or it is beyond the last step.
     """
     mesh = make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), ExitStack() as opened:
         create, shardings, shapes = _initializer(task, optimizer, seed, mesh)
-        checkpoints = Checkpoints(folder / "checkpoints")
-        log = MetricsLog(folder)
-        try:
-            position = _start(checkpoints, create, shapes, shardings)
-            batches = DeviceBatches(data, batch_sharding(mesh), position.data)
-            log.rewind(position.step if position.resumed else -1)
-            update = make_update(task.loss, optimizer, seed, shardings)
-            progress = Progress(label, config.steps, position.step)
-            end = Loop(config, task.evaluate, update, batches, checkpoints, log, progress).run(position)
-            progress.close()
-            batches.close()
-        finally:
-            log.close()
-            checkpoints.close()
+        checkpoints = opened.enter_context(closing(Checkpoints(folder / "checkpoints")))
+        start = _start(checkpoints, create, shapes, shardings)
+        if start.step > config.steps:
+            raise UserError(f"{folder} is at step {start.step} already, beyond the {config.steps} steps asked for")
+        log = opened.enter_context(closing(MetricsLog(folder, start.step, resumed=start.resumed)))
+        batches = opened.enter_context(closing(DeviceBatches(data, batch_sharding(mesh), start.data)))
+        progress = opened.enter_context(closing(Progress(label, config.steps, start.step)))
+        update = make_update(task.loss, optimizer, seed, shardings)
+        end = Loop(config, task.evaluate, update, batches, checkpoints, log, progress).run(start)
     return Outcome(end.state.params, log.columns("train"), log.columns("eval"), end.seconds)
 
 
@@ -194,7 +191,7 @@ class Loop:
         update: (state, batch) -> (state, metrics).
         batches: iterator over batches with `get_state`.
         checkpoints: has `save`.
-        log: has `write` and `flush`.
+        log: has `write` and `sync`.
         progress: has `advance`.
     """
 
@@ -241,7 +238,7 @@ class Loop:
 
     def _save(self, now: Position) -> None:
         # The rows up to here must be on disk before a checkpoint says that they were written.
-        self.log.flush()
+        self.log.sync()
         pending = None if now.pending is None else {k: float(v) for k, v in jax.device_get(now.pending).items()}
         loop = {"step": now.step, "data": self.batches.get_state(), "seconds": now.seconds, "pending": pending}
         self.checkpoints.save(now.step, now.state, loop)

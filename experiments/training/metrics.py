@@ -1,6 +1,7 @@
 """Metrics of a training: JSON lines always, TensorBoard beside them, progress on the terminal."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments.files import atomic_write_text
 
 Row = dict[str, Any]
 FLUSH_SECONDS = 2.0
@@ -20,23 +23,22 @@ class MetricsLog:
     for the loop. The JSON lines have every step.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
-        """Read the rows that an earlier part of this training wrote."""
+    def __init__(self, folder: Path, step: int = 0, *, resumed: bool = False) -> None:
+        """Begin, or go on behind the checkpoint of `step`.
+
+        Going on drops what will be logged again: training rows from `step` on (the one of `step` itself is logged only
+        after the next update) and evaluations after it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self.rows: list[Row] = list(read_rows(self.path)) if self.path.exists() else []
+        self.rows: list[Row] = []
+        if resumed and self.path.exists():
+            last = {"train": step - 1, "eval": step}
+            self.rows = [row for row in read_rows(self.path) if row["step"] <= last[row["split"]]]
+        atomic_write_text(self.path, _lines(self.rows))
         self._unwritten: list[Row] = []
         self._last_write = time.monotonic()
-        self._board = _board(folder) if tensorboard else None
-
-    def rewind(self, step: int) -> None:
-        """Drop what a resumed training will log again: training rows from `step` on, evaluations after `step`."""
-        kept = [row for row in self.rows if row["step"] < step or (row["step"] == step and row["split"] == "eval")]
-        if kept != self.rows or not self.path.exists():
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            temporary.replace(self.path)
-        self.rows = kept
+        self._board = _board(folder / "tensorboard", step)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Add one row; values are scalars."""
@@ -47,18 +49,25 @@ class MetricsLog:
             self.flush()
 
     def flush(self) -> None:
-        """Put every row on disk."""
+        """Hand every row to the system."""
         if self._unwritten:
             with self.path.open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in self._unwritten))
+                file.write(_lines(self._unwritten))
             self._to_board(self._unwritten)
             self._unwritten = []
         self._last_write = time.monotonic()
 
+    def sync(self) -> None:
+        """Put every row on the disk."""
+        self.flush()
+        with self.path.open("a") as file:
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         """Flush and close."""
-        self.flush()
-        if self._board is not None:
+        try:
+            self.flush()
+        finally:
             self._board.close()
 
     def columns(self, split: str) -> dict[str, np.ndarray]:
@@ -68,8 +77,6 @@ class MetricsLog:
         return {name: np.array([row[name] for row in rows]) for name in names}
 
     def _to_board(self, rows: list[Row]) -> None:
-        if self._board is None:
-            return
         training = [row for row in rows if row["split"] == "train"][-1:]
         for row in training + [row for row in rows if row["split"] == "eval"]:
             for name, value in row.items():
@@ -122,7 +129,11 @@ def _number(value: Any) -> float | int:
     return value if isinstance(value, int | float) else np.asarray(value).item()
 
 
-def _board(folder: Path) -> Any:
+def _lines(rows: list[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _board(folder: Path, step: int) -> Any:
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder), purge_step=step)

@@ -11,9 +11,11 @@ import optax
 import pytest
 
 from experiments.errors import UserError
+from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import OptimizerConfig, TrainConfig
 from experiments.training.data import DeviceBatches, batches
 from experiments.training.loop import Loop, Position, Task, TrainState, make_update, train
+from experiments.training.metrics import MetricsLog
 
 STEPS = 13
 
@@ -59,7 +61,7 @@ def test_order_is_evaluate_save_batch_step_log():
         calls.append("step")
         return state, {"loss": 1.0}
 
-    log = SimpleNamespace(write=lambda step, split, values: calls.append(f"log {split} {step}"), flush=record("flush"))
+    log = SimpleNamespace(write=lambda step, split, values: calls.append(f"log {split} {step}"), sync=record("sync"))
 
     class Batches:
         __next__ = record("batch", 0)
@@ -77,8 +79,8 @@ def test_order_is_evaluate_save_batch_step_log():
     )
     loop.run(Position(TrainState(jnp.zeros(()), None, None)))
     first = ["evaluate", "log eval 0", "batch", "step"]
-    second = ["evaluate", "log eval 1", "flush", "position", "save", "batch", "step", "log train 1", "advance"]
-    last = ["evaluate", "log eval 2", "flush", "position", "save", "log train 2", "advance"]
+    second = ["evaluate", "log eval 1", "sync", "position", "save", "batch", "step", "log train 1", "advance"]
+    last = ["evaluate", "log eval 2", "sync", "position", "save", "log train 2", "advance"]
     assert calls == first + second + last
 
 
@@ -163,6 +165,30 @@ def test_an_unreadable_checkpoint_stops_the_training(tmp_path):
             file.write_bytes(b"torn")
     with pytest.raises(UserError, match=r"checkpoint 4 in .* cannot be read"):
         train(config(steps=4), *regression(), tmp_path, seed=5)
+
+
+def test_more_steps_continue_and_fewer_are_refused(tmp_path):
+    first = train(config(steps=6), *regression(), tmp_path, seed=5)
+    longer = train(config(steps=9), *regression(), tmp_path, seed=5)
+    np.testing.assert_array_equal(longer.train["loss"][:6], first.train["loss"])
+    assert longer.train["step"].tolist() == list(range(1, 10))
+    with pytest.raises(UserError, match="is at step 9 already, beyond the 4 steps asked for"):
+        train(config(steps=4), *regression(), tmp_path, seed=5)
+
+
+def test_a_failure_to_write_metrics_is_raised_and_everything_closed(tmp_path, monkeypatch):
+    closed = []
+    for opened in (Checkpoints, DeviceBatches):
+        close = opened.close
+        monkeypatch.setattr(opened, "close", lambda self, close=close: (closed.append(type(self)), close(self)))
+
+    def full(self):
+        raise OSError(28, "No space left on device", str(self.path))
+
+    monkeypatch.setattr(MetricsLog, "flush", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        train(config(steps=6), *regression(), tmp_path, seed=5)
+    assert closed == [DeviceBatches, Checkpoints]
 
 
 def test_training_learns(tmp_path):

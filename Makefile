@@ -29,7 +29,7 @@ reproduce-all: $(INSTALLED) ## every result at PRESET, then the report
 	@$(VENV) -m experiments run all --preset $(PRESET)
 	@$(VENV) -m experiments report
 
-demo: $(INSTALLED) ## one figure and its verdicts, in four minutes
+demo: $(INSTALLED) ## one figure and its verdicts, in two minutes
 	@$(VENV) -m experiments run tokenization/dictionary_size --preset $(PRESET)
 
 test: $(INSTALLED) ## the quick tests

@@ -61,9 +61,21 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(_version())
+        return 0
     if arguments[0] not in COMMANDS:
         raise UserError(unknown("command", arguments[0], COMMANDS))
     return importlib.import_module(f"experiments.commands.{arguments[0]}").main(arguments[1:])
+
+
+def _version() -> str:
+    """What `--version` prints: version and commit."""
+    from experiments import environment
+
+    commit, dirty = environment.git_state()
+    version = environment.versions().get("lightnet-lab", "not installed")
+    return f"lightnet-lab {version}, {environment.code_version(commit, dirty)}"
 
 
 def _help() -> str:
@@ -73,7 +85,8 @@ def _help() -> str:
         f"usage: {PROGRAM} COMMAND [--help] [--debug] ...\n\n"
         "Every claim of a paper is a command with a verdict.\n\n"
         f"{commands}\n\n"
-        "COMMAND --help shows the flags of a command; --debug shows the traceback of an error.\n\n"
+        "COMMAND --help shows the flags of a command; --debug shows the traceback of an error;\n"
+        "--version prints version and commit.\n\n"
         "examples:\n"
         f"  {PROGRAM} list\n"
         f"  {PROGRAM} run tokenization/entropy_gap --preset smoke\n"

@@ -86,6 +86,23 @@ def git_state() -> tuple[str | None, bool | None]:
     return commit or None, None if changed is None else bool(changed)
 
 
+def code_version(commit: str | None, dirty: bool | None) -> str:
+    """The code that something ran with, in words.
+
+    Args:
+        commit: its hash, None where there was no checkout.
+        dirty: whether the code differed from that commit.
+
+    Returns:
+        The words.
+
+    Example:
+        >>> code_version("0123456789abcdef", True), code_version(None, None)
+        ('commit 0123456789ab with changes', 'commit unknown')
+    """
+    return f"commit {(commit or 'unknown')[:12]}{' with changes' if dirty else ''}"
+
+
 def _git(root: Path, *arguments: str) -> str | None:
     """Output of a git command, None if it failed or git is absent."""
     try:

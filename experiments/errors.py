@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import opcode
 import sys
 import sysconfig
-import traceback
 from pathlib import Path
+from types import TracebackType
 
 # Libraries wrap the system's refusals in exceptions of their own; these words survive the wrapping.
 _SYSTEM_REFUSALS = (
@@ -70,11 +71,13 @@ def _system_refusal(error: BaseException | None) -> str | None:
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Whether a check of this project or of the user's own file raised it, not the inside of a library."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    if not frames:
+    """Whether a `raise` of this project or of the user's own file made it: no library, and no bug in an expression."""
+    origin = _origin(error)
+    if origin is None:
         return False
-    frame = frames[-1][0]
+    frame = origin.tb_frame
+    if frame.f_code.co_code[origin.tb_lasti] != opcode.opmap["RAISE_VARARGS"]:  # `zip(strict=True)`, `int(text)`, ...
+        return False
     if str(frame.f_globals.get("__name__", "")).partition(".")[0] in _OWN_PACKAGES:
         return True
     path = Path(frame.f_code.co_filename)
@@ -85,3 +88,11 @@ def _raised_by_us(error: BaseException) -> bool:
 def _flat(text: str) -> str:
     """Text on one line."""
     return " ".join(text.split())
+
+
+def _origin(error: BaseException) -> TracebackType | None:
+    """Innermost entry of an exception's traceback."""
+    entry = error.__traceback__
+    while entry is not None and entry.tb_next is not None:
+        entry = entry.tb_next
+    return entry

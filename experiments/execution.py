@@ -15,6 +15,7 @@ from typing import Any
 from experiments import environment, runs
 from experiments.claims import ledger
 from experiments.errors import UserError
+from experiments.evidence import same_claims
 from experiments.files import atomic_write_bytes, read_json, to_plain, write_json
 from experiments.plain_text import duration
 from experiments.registry import ResultFile, unknown
@@ -78,6 +79,8 @@ def identity(id: str, preset: str, config: Config) -> runs.Identity:
 def execute(job: Job) -> bool:
     """Run a job unless its folder is finished; interrupted runs go on with what they left in the folder.
 
+    A folder that lacks nothing but its figure, because `plot` failed, is not computed again.
+
     Args:
         job: what to run, and where.
 
@@ -88,18 +91,44 @@ def execute(job: Job) -> bool:
         UserError: if the folder belongs to another run or is being written, or the result does not keep its contract.
         OSError: if the folder cannot be written.
     """
-    if runs.is_finished(job.run_dir) and not runs.check_identity(job.run_dir, job.identity, job.allow):
+    if _is_done(job):
         return False
     with runs.writing(job.run_dir, job.identity, job.allow):
-        if runs.is_finished(job.run_dir):  # by another process, between the first look and the lock
+        if _is_done(job):  # by another process, between the first look and the lock
             return False
-        write_json(job.run_dir / "env.json", environment.describe())
-        print(_announcement(job), file=sys.stderr, flush=True)
-        start = time.monotonic()
-        with profiling(job.run_dir / "profile") if job.profile else nullcontext():
-            result = job.result.run(job.config, job.run_dir)
-        _finish(job, result, time.monotonic() - start)
+        if _is_computed(job):
+            told = f"{job.result.id}: computed before, drawing its figure; remove {job.run_dir} to compute it again"
+            print(told, file=sys.stderr, flush=True)
+        else:
+            _compute(job)
+        _draw(job)
+        runs.mark_done(job.run_dir)
     return True
+
+
+def _is_done(job: Job) -> bool:
+    """Whether the folder holds everything of this run, not of one that it shall be continued from."""
+    return runs.is_finished(job.run_dir) and not runs.check_identity(job.run_dir, job.identity, job.allow)
+
+
+def _is_computed(job: Job) -> bool:
+    """Whether the folder holds this very result, judged by the present claims."""
+    try:
+        stored = runs.read_result(job.run_dir)
+    except UserError:  # absent, or damaged
+        return False
+    same_run = runs.Identity(stored.id, stored.preset, to_plain(stored.config)) == job.identity
+    return same_run and same_claims(job.result, stored) and (job.run_dir / "arrays.npz").is_file()
+
+
+def _compute(job: Job) -> None:
+    """Run the result file, and write down what it returns."""
+    write_json(job.run_dir / "env.json", environment.describe())
+    print(_announcement(job), file=sys.stderr, flush=True)
+    start = time.monotonic()
+    with profiling(job.run_dir / "profile") if job.profile else nullcontext():
+        result = job.result.run(job.config, job.run_dir)
+    _write_result(job, result, time.monotonic() - start)
 
 
 def _announcement(job: Job) -> str:
@@ -157,23 +186,25 @@ def _record(job: Job, claim: Claim, measured: Any, source: str | None) -> dict[s
     }
 
 
-def _finish(job: Job, result: Result, seconds: float) -> None:
-    """Write everything that a finished run has, `DONE` last."""
+def _write_result(job: Job, result: Result, seconds: float) -> None:
+    """Write what a finished run has beside its figure and `DONE`; `result.json` last."""
     if not isinstance(result, Result):
         raise UserError(
             f"run of {job.result.id} must return an experiments.results.Result, got {type(result).__name__}"
         )
     _check_tables(job.result.id, result.tables)
+    claims, data = claim_records(job, result.measured), _data(job.run_dir, result.data)
+    runs.replace_result(job.run_dir, job.identity)
     record = {
         "id": job.result.id,
         "title": job.result.title,
         "paper": job.result.about.paper,
         "preset": job.preset,
         "seeds": job.config.seeds,
-        "claims": claim_records(job, result.measured),
+        "claims": claims,
         "tables": result.tables,
         "series": runs.write_arrays(job.run_dir, result.series),
-        "data": _data(job.run_dir, result.data),
+        "data": data,
         "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "env": environment.describe(),
@@ -183,8 +214,6 @@ def _finish(job: Job, result: Result, seconds: float) -> None:
     }
     write_json(job.run_dir / "env.json", record["env"])  # again: by now the devices are known
     write_json(job.run_dir / "result.json", record)
-    _draw(job)
-    runs.mark_done(job.run_dir)
 
 
 def _data(run_dir: Path, data: dict[str, str]) -> dict[str, str]:

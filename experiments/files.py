@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,42 @@ def make_folder(path: str | Path) -> Path:
         obstacle = next((part for part in (path, *path.parents) if part.is_file()), path)
         raise UserError(f"{obstacle} is a file, and a folder is needed there") from None
     return path
+
+
+def replace_folder(path: str | Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files as a whole: a crash leaves the old files, the new ones, or no folder, never some of each.
+
+    Args:
+        path: the folder; what else it contains is removed.
+        files: name -> content.
+
+    Raises:
+        OSError: if it could not be written; the old folder, if any, is untouched and nothing is left beside it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "a"
+        >>> replace_folder(folder, {"b": b"1", "c": b"2"})
+        >>> sorted(p.name for p in folder.iterdir())
+        ['b', 'c']
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    scratch, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
+    try:
+        scratch.mkdir()
+        for name, content in files.items():
+            atomic_write_bytes(scratch / name, content)
+        if path.exists():
+            os.replace(path, old)  # a folder cannot be renamed onto one that is not empty
+        os.replace(scratch, path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if old.exists():
+            os.replace(old, path)
+        raise
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -83,8 +83,10 @@ def interval(center: float | None, ci95: Sequence[float] | None) -> str:
         >>> interval(0.693147, (0.6919, 0.694394)), interval(2.0, None), interval(None, None)
         ('0.6931 ± 0.0012', '2', '-')
     """
-    if center is None or not math.isfinite(center):
+    if center is None:
         return cell(center)
+    if not math.isfinite(center):
+        return "not finite"
     half = (ci95[1] - ci95[0]) / 2 if ci95 else 0.0
     if half <= 0:
         return cell(float(center))
@@ -92,6 +94,25 @@ def interval(center: float | None, ci95: Sequence[float] | None) -> str:
         return f"{center:.4g} ± {half:.2g}"
     decimals = max(0, 1 - math.floor(math.log10(half)))
     return f"{center:.{decimals}f} ± {half:.{decimals}f}"
+
+
+def measurement(record: dict[str, Any]) -> str:
+    """What was measured of a claim.
+
+    Args:
+        record: a claim of `result.json`.
+
+    Returns:
+        Mean and half width of the 95 % interval, or how many values are NaN or infinite.
+
+    Example:
+        >>> measurement({"measured": math.nan, "ci95": None, "values": [0.1, math.inf, math.nan]})
+        'not finite (2 of 3)'
+    """
+    lost = sum(not math.isfinite(value) for value in record["values"])
+    if lost:
+        return f"not finite ({lost} of {len(record['values'])})"
+    return interval(record["measured"], record["ci95"])
 
 
 def expectation(record: dict[str, Any]) -> str:
@@ -126,7 +147,7 @@ def claims_table(claims: Iterable[dict[str, Any]]) -> str:
     rows = [
         [
             record["claim"],
-            interval(record["measured"], record["ci95"]),
+            measurement(record),
             record["n"],
             expectation(record),
             record["verdict"],

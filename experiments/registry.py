@@ -23,6 +23,7 @@ from experiments.errors import UserError
 from experiments.results import PRESET_NAMES, About, Claim, Config, Result, StoredResult, check_seeds
 
 PACKAGE = Path(__file__).resolve().parent
+_MOST_NAMES = 12  # that one line may list
 NOT_PAPERS = frozenset({"training", "sources", "baselines", "commands", "reporting"})
 
 
@@ -76,7 +77,7 @@ def unknown(what: str, given: str, known: Iterable[str]) -> str:
         known: names that exist.
 
     Returns:
-        The line, with the nearest valid name.
+        The line, with the nearest valid name, or with all of them or the nearest few.
 
     Example:
         >>> unknown("preset", "cpuu", ["smoke", "cpu"])
@@ -85,9 +86,12 @@ def unknown(what: str, given: str, known: Iterable[str]) -> str:
     known = list(known)
     # A name given without its folder is as near as one with a typing mistake.
     tails = {name.rpartition("/")[2]: name for name in known}
-    near = difflib.get_close_matches(given, [*known, *tails], n=1, cutoff=0.5)
+    spelled = {name.lower(): tails.get(name, name) for name in (*tails, *known)}
+    near = difflib.get_close_matches(given.lower(), spelled, n=1, cutoff=0.5)
+    if not near and len(known) > _MOST_NAMES:
+        near = difflib.get_close_matches(given.lower(), spelled, n=3, cutoff=0.0)
     if near:
-        return f"unknown {what} {given!r}; nearest: {tails.get(near[0], near[0])}"
+        return f"unknown {what} {given!r}; nearest: {', '.join(dict.fromkeys(spelled[name] for name in near))}"
     return f"unknown {what} {given!r}; there is: {', '.join(known) or 'none'}"
 
 

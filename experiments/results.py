@@ -28,7 +28,7 @@ class Config:
     A subclass with a `__post_init__` of its own calls `super().__post_init__()` first.
 
     Raises:
-        ValueError: if seeds is empty, repeats a seed or contains a negative one.
+        ValueError: as `check_seeds`.
 
     Example:
         >>> Config(seeds=(0, 0))
@@ -52,7 +52,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
         seeds: one integer per repetition.
 
     Raises:
-        ValueError: if seeds is empty, repeats a seed, or contains one that is negative or not an integer.
+        ValueError: if seeds is empty, repeats a seed, or contains one that is no integer from 0 to 2**31 - 1.
 
     Example:
         >>> check_seeds((0, 1, 7))
@@ -60,8 +60,8 @@ def check_seeds(seeds: Sequence[int]) -> None:
     seeds = tuple(seeds)
     if not seeds:
         raise ValueError("seeds must name at least one seed, got none")
-    if any(isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0 for seed in seeds):
-        raise ValueError(f"seeds must be integers from 0 up, got {seeds}")
+    if any(isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31 for seed in seeds):
+        raise ValueError(f"seeds must be integers from 0 to 2**31 - 1, got {seeds}")
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be distinct, got {seeds}")
 
@@ -170,6 +170,7 @@ class StoredResult:
         command: the command that makes it again.
         title: first line of the result file.
         finished: when, ISO 8601 in UTC.
+        allowed: settings in which its folder had been continued against its identity, each `{"field", "was", "now"}`.
     """
 
     id: str
@@ -186,6 +187,7 @@ class StoredResult:
     command: str = ""
     title: str = ""
     finished: str = ""
+    allowed: list[dict[str, Any]] = field(default_factory=list)
 
     @cached_property
     def series(self) -> dict[str, dict[str, np.ndarray]]:
@@ -231,7 +233,10 @@ class StoredResult:
 
 
 def load(id: str, preset: str = "cpu", *, runs_dir: str | Path | None = None) -> StoredResult:
-    """Newest finished run of a result, or the committed one when there is none.
+    """The stored result that speaks for an id: its newest finished run with the preset's settings and present claims.
+
+    The committed result stands in for such a run; where there is neither, and for an outside result file, it is the
+    newest finished run whatever its settings. A certain run is read with `experiments.runs.read_result(folder)`.
 
     Args:
         id: `<paper>/<name>`, or the name of an outside result file.
@@ -243,7 +248,7 @@ def load(id: str, preset: str = "cpu", *, runs_dir: str | Path | None = None) ->
         The result, with tables and series.
 
     Raises:
-        UserError: if that result was never finished at that preset.
+        UserError: if that result was never finished at that preset, or its file cannot be imported.
 
     Example:
         >>> load("tokenization/nothing_like_this", runs_dir="/nonexistent")
@@ -252,9 +257,9 @@ def load(id: str, preset: str = "cpu", *, runs_dir: str | Path | None = None) ->
         experiments.errors.UserError: no finished run of tokenization/nothing_like_this at preset cpu; make one: \
 python -m experiments run tokenization/nothing_like_this --preset cpu
     """
-    from experiments.runs import newest_result
+    from experiments.evidence import chosen
 
-    stored = newest_result(id, preset, runs_dir)
+    stored = chosen(id, preset, runs_dir)
     if stored is None:
         make = f"python -m experiments run {id} --preset {preset}"
         raise UserError(f"no finished run of {id} at preset {preset}; make one: {make}")

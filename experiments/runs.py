@@ -13,8 +13,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,12 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.files import atomic_write_bytes, atomic_write_text, make_folder, read_json, to_plain, write_json
 from experiments.results import StoredResult
 
 __all__ = ["atomic_write_bytes", "atomic_write_text"]  # what result files and the loop write with
 
+# What says which run a folder is for, and nothing of what the run found.
+_BOOKKEEPING = frozenset({".lock", "allowed.json", "config.json", "data.json", "env.json"})
 _ALLOWED: ContextVar[frozenset[str]] = ContextVar("allowed mismatches", default=frozenset())
 
 
@@ -94,21 +97,42 @@ def writing(run_dir: str | Path, identity: Identity, allow: Collection[str] = ()
         allow: fields that may differ from what the folder was started with ("train.steps", "seeds", "preset", "data").
 
     Yields:
-        The folder.
+        The folder; one that was made here is removed again if a mistake ends the run before it writes anything.
 
     Raises:
         UserError: if another process writes there, or the folder belongs to another run and not every difference is
             allowed.
         OSError: if the folder cannot be made or written.
     """
-    run_dir = make_folder(run_dir)
-    with _lock(run_dir):
+    run_dir = Path(run_dir)
+    check_identity(run_dir, identity, allow)  # before anything is made, so that a refusal leaves nothing
+    new = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    make_folder(run_dir)
+    with _lock(run_dir), _removed_after_a_mistake(new):
         _bind(run_dir, identity, frozenset(allow))
         token = _ALLOWED.set(frozenset(allow))
         try:
             yield run_dir
         finally:
             _ALLOWED.reset(token)
+
+
+def replace_result(run_dir: str | Path, identity: Identity) -> None:
+    """Make way for a result that was just computed: drop the one that the folder holds, bind the folder to the new one.
+
+    Until here a finished run stays what it was, whatever becomes of an attempt to continue it with other settings.
+
+    Args:
+        run_dir: the run folder.
+        identity: of the run that was computed.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    for name in ("DONE", "result.json"):
+        (Path(run_dir) / name).unlink(missing_ok=True)
+    if read_json(Path(run_dir) / "config.json") != to_plain(identity):
+        write_json(Path(run_dir) / "config.json", identity)
 
 
 def check_identity(run_dir: str | Path, identity: Identity, allow: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -267,6 +291,7 @@ def read_result(folder: str | Path) -> StoredResult:
         "env",
         "config",
         "command",
+        "allowed",
     )
     try:
         fields = {name: stored[name] for name in names}
@@ -288,24 +313,16 @@ def committed_folder(id: str, preset: str) -> Path | None:
     return folder if paper and (folder / "result.json").is_file() else None
 
 
-def newest_result(id: str, preset: str, runs_dir: str | Path | None = None) -> StoredResult | None:
-    """Newest finished run of that preset, else the committed result, else None."""
-    folder = next(iter(finished_runs(id, preset, runs_dir)), None) or committed_folder(id, preset)
-    return read_result(folder) if folder else None
-
-
 def mark_done(run_dir: str | Path) -> None:
     """Write `DONE`, after everything else."""
     atomic_write_text(Path(run_dir) / "DONE", datetime.now(UTC).isoformat(timespec="seconds") + "\n")
 
 
 def _bind(run_dir: Path, identity: Identity, allow: frozenset[str]) -> None:
-    """Check the folder's identity and write it down before anything else is."""
-    changes = check_identity(run_dir, identity, allow)
-    if changes:
-        (run_dir / "DONE").unlink(missing_ok=True)
+    """Check the folder's identity and write it down, or that other settings begin to work in it, before they do."""
+    if changes := check_identity(run_dir, identity, allow):
         _record_allowed(run_dir, changes)
-    if changes or not (run_dir / "config.json").exists():
+    if not (run_dir / "config.json").exists():
         write_json(run_dir / "config.json", identity)
 
 
@@ -313,7 +330,23 @@ def _record_allowed(run_dir: Path, changes: list[dict[str, Any]]) -> None:
     """Add to the list of mismatches that this folder has been through."""
     path = run_dir / "allowed.json"
     before = read_json(path) if path.exists() else []
-    write_json(path, before + changes)
+    if new := [change for change in changes if change not in before]:
+        write_json(path, before + new)
+
+
+@contextmanager
+def _removed_after_a_mistake(new: Sequence[Path]) -> Iterator[None]:
+    """Remove folders that were just made, the run folder first, if a mistake is found before anything is written."""
+    try:
+        yield
+    except Exception as error:
+        written = new and {path.name for path in new[0].iterdir()} - _BOOKKEEPING
+        if new and not written and one_line(error) is not None:
+            shutil.rmtree(new[0], ignore_errors=True)
+            with suppress(OSError):  # another run may have begun beside this one
+                for folder in new[1:]:
+                    folder.rmdir()
+        raise
 
 
 @contextmanager

@@ -136,7 +136,8 @@ def verdict(claim: Claim, values: Sequence[float], preset: str) -> Verdict:
 
     "within": the interval inside [expected - tolerance, expected + tolerance] holds, wholly outside does not, crossing
     an end is inconclusive. "below": upper end at most expected holds, lower end above expected does not, else
-    inconclusive; "above" is its mirror image.
+    inconclusive; "above" is its mirror image. A claim of which one measurement is NaN or infinite, as in a run that
+    diverged, does not hold: such a number supports nothing, and more seeds would not decide it.
 
     Args:
         claim: the test and its threshold.
@@ -154,6 +155,8 @@ def verdict(claim: Claim, values: Sequence[float], preset: str) -> Verdict:
     """
     if preset == "smoke" or not len(values):
         return "not run"
+    if not all(math.isfinite(value) for value in values):
+        return "does not hold"
     interval = summarize(values, claim.deterministic).ci95
     if interval is None:
         return "inconclusive"

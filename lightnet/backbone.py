@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lightnet.segments import run_index, token_positions
@@ -155,6 +156,8 @@ class Backbone(nn.Module):
 
     def setup(self) -> None:
         """Declare the blocks and the final norm."""
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers: got {self.num_layers}, expected at least 1")
         out_scale = 0.02 / (2 * self.num_layers) ** 0.5
 
         def mixer() -> Mixer:
@@ -184,7 +187,11 @@ class Backbone(nn.Module):
 
         Returns:
             (B, L, D) and the state after the last token.
+
+        Raises:
+            ValueError: an argument has another shape or kind than stated, or a mixer cannot do what is asked.
         """
+        self._check(x, segment_ids, mask)
         states = []
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         for i, block in enumerate(self.blocks):
@@ -200,9 +207,26 @@ class Backbone(nn.Module):
             states.append(after)
         return self.final_norm(x), tuple(states)
 
+    def _check(self, x: Array, segment_ids: Array | None, mask: Array | None) -> None:
+        if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != self.width:
+            raise ValueError(f"x: got shape {list(x.shape)}, expected (B, L, {self.width}) with L from 1")
+        _check_per_token(x.shape[:2], segment_ids, mask)
+
+    def require(self, **asked: bool) -> None:
+        """Raise a ValueError unless every block's mixer has the capabilities asked for; see `Mixer.require`."""
+        for block in self.blocks:
+            block.mix.require(**asked)
+
     def init_state(self, batch: int) -> State:
         """The state before the first token, one entry per block."""
         return tuple(block.mix.init_state(batch) for block in self.blocks)
+
+
+def _check_per_token(shape: tuple[int, ...], segment_ids: Array | None, mask: Array | None) -> None:
+    for name, given, kind in (("segment_ids", segment_ids, jnp.integer), ("mask", mask, jnp.bool_)):
+        if given is not None and (given.shape != shape or not jnp.issubdtype(given.dtype, kind)):
+            got = f"{given.dtype}{list(given.shape)}"
+            raise ValueError(f"{name}: got {got}, expected {kind.__name__}{list(shape)}")
 
 
 class DecodingState(NamedTuple):
@@ -281,9 +305,12 @@ class CausalLM(nn.Module):
             Float32 logits (B, L, V), and the state after the last token, ready for `step`.
 
         Raises:
-            ValueError: `tokens` is not a (B, L) array of integers, or is longer than the learned positions.
+            ValueError: `tokens` is not a (B, L) array of integers, more than `max_length` of them are read, those of a
+                concrete state included, or the mixer is not causal.
         """
-        self._check(tokens, ndim=2)
+        # Where tokens are masked or start a new run, fewer than L of them follow the state's.
+        self._check(tokens, state if segment_ids is None and mask is None else None, ndim=2)
+        _check_per_token(tokens.shape, segment_ids, mask)
         real = jnp.ones(tokens.shape, bool) if mask is None else mask
         run = jnp.zeros(tokens.shape, jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
         offset = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state.position
@@ -293,8 +320,20 @@ class CausalLM(nn.Module):
         return self._logits(x), DecodingState(position[:, -1] + real[:, -1], after)
 
     def step(self, token: Array, state: DecodingState) -> tuple[Array, DecodingState]:
-        """Read one token (B,) per row; return float32 logits (B, V) of the next and the new state."""
-        self._check(token, ndim=1)
+        """Read one token per row.
+
+        Args:
+            token: (B,) ids.
+            state: from `init_state`, a whole sequence or an earlier step.
+
+        Returns:
+            Float32 logits (B, V) of the next token, and the new state. Under jit, where the position cannot be checked,
+            logits beyond the learned positions are NaN rather than plausible.
+
+        Raises:
+            ValueError: as for a whole sequence.
+        """
+        self._check(token, state, ndim=1)
         x, after = self.backbone.step(self._embed(token, state.position), state.backbone)
         return self._logits(x), DecodingState(state.position + 1, after)
 
@@ -302,17 +341,21 @@ class CausalLM(nn.Module):
         """The state before the first token."""
         return DecodingState(jnp.zeros(batch, jnp.int32), self.backbone.init_state(batch))
 
-    def _check(self, tokens: Array, ndim: int) -> None:
+    def _check(self, tokens: Array, state: DecodingState | None, ndim: int) -> None:
+        self.backbone.require(causal=True)
         if tokens.ndim != ndim or not jnp.issubdtype(tokens.dtype, jnp.integer):
             expected = "(B, L)" if ndim == 2 else "(B,)"
             raise ValueError(f"tokens: got {tokens.dtype}{list(tokens.shape)}, expected an integer array {expected}")
-        if ndim == 2 and self.max_length and tokens.shape[1] > self.max_length:
-            raise ValueError(f"tokens: got length {tokens.shape[1]}, expected at most max_length={self.max_length}")
+        length = tokens.shape[1] if ndim == 2 else 1
+        if state is not None and not isinstance(state.position, jax.core.Tracer):
+            length += int(state.position.max())
+        if 0 < self.max_length < length:
+            raise ValueError(f"tokens: got length {length}, expected at most max_length={self.max_length}")
 
     def _embed(self, tokens: Array, position: Array) -> Array:
         x = self.embedding[tokens]
         if self.max_length:
-            x = x + self.positions[position]
+            x = x + self.positions.at[position].get(mode="fill", fill_value=jnp.nan)
         return x.astype(self.backbone.dtype)
 
     def _logits(self, x: Array) -> Array:

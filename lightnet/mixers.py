@@ -102,6 +102,7 @@ class SoftmaxAttention(Mixer):
             keys, values = jnp.concatenate([state.keys, k], 1), jnp.concatenate([state.values, v], 1)
             visible = jnp.concatenate([_visible_slots(state, run), _visible_tokens(run, real, self.causal)], axis=-1)
         y = self.out(_attend(q, keys, values, visible, is_causal=self.causal and plain))
+        y = y if state is None else _poison_overflow(y, state)
         y = y if mask is None else jnp.where(mask[..., None], y, 0)
         if not self.capabilities.state:
             return y, None
@@ -118,7 +119,8 @@ class SoftmaxAttention(Mixer):
         one = (x.shape[0], 1)
         state = _extend(state, k, v, jnp.zeros(one, jnp.int32), jnp.ones(one, bool))
         visible = _visible_slots(state, jnp.zeros(one, jnp.int32))
-        return self.out(_attend(q, state.keys, state.values, visible))[:, 0], state
+        y = self.out(_attend(q, state.keys, state.values, visible))
+        return _poison_overflow(y, state)[:, 0], state
 
     def init_state(self, batch: int) -> AttentionState:
         """An empty cache for `batch` rows."""
@@ -127,7 +129,7 @@ class SoftmaxAttention(Mixer):
         return AttentionState(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), jnp.zeros(batch, jnp.int32))
 
     def _check_room(self, state: AttentionState, tokens: int) -> None:
-        """Refuse what does not fit where the length is known; inside jit, tokens beyond the cache are dropped."""
+        """Refuse what does not fit where the length is known; `_poison_overflow` does what is possible inside jit."""
         full = tokens > self.max_length
         if not isinstance(state.length, jax.core.Tracer):
             full = full or int(state.length.max()) + tokens > self.max_length
@@ -144,6 +146,12 @@ def _attend(
 ) -> Float[Array, "B L H K"]:
     mask = None if visible is None else visible[:, None]
     return jax.nn.dot_product_attention(q, keys, values, mask=mask, is_causal=is_causal)
+
+
+def _poison_overflow(y: Float[Array, "B L D"], state: AttentionState) -> Float[Array, "B L D"]:
+    """NaN in rows whose cache has lost tokens: a wrong answer that shows, where jit leaves no way to raise."""
+    lost = state.length > state.keys.shape[1]
+    return jnp.where(lost[:, None, None], jnp.nan, y)
 
 
 def _visible_tokens(run: Int[Array, "B L"], real: Bool[Array, "B L"], causal: bool) -> Bool[Array, "B L L"]:

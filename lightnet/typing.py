@@ -17,14 +17,5 @@ checked by beartype when the tests run and cost nothing otherwise.
 from typing import TypeAlias
 
 import jax
-from jaxtyping import Bool, Float, Int
 
 Array: TypeAlias = jax.Array
-
-Tokens: TypeAlias = Int[Array, "B L"]
-Logits: TypeAlias = Float[Array, "B L V"]
-Sequence: TypeAlias = Float[Array, "B L D"]
-OneToken: TypeAlias = Float[Array, "B D"]
-SegmentIds: TypeAlias = Int[Array, "B L"]
-TokenMask: TypeAlias = Bool[Array, "B L"]
-Positions: TypeAlias = Int[Array, "B L"]

@@ -14,7 +14,7 @@
 # # Toward a theory of tokenization
 #
 # Rajaraman, Jiao and Ramchandran (arXiv 2404.08335) ask why transformers need a tokenizer, on sources whose
-# entropy is known exactly. Losses are nats per source character, held out. Everything below is read from stored
+# entropy is known exactly. Losses are nats per source character. Everything below is read from stored
 # results.
 
 # %%

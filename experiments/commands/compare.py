@@ -10,7 +10,7 @@ from experiments.commands import PROGRAM
 from experiments.commands.flags import RunsDir, exactly, parse
 from experiments.evidence import find
 from experiments.files import to_plain
-from experiments.plain_text import cell, interval, text_table
+from experiments.plain_text import cell, interval, measurement, text_table
 from experiments.results import StoredResult
 from experiments.runs import differences
 from experiments.statistics import paired_differences, summarize
@@ -97,4 +97,4 @@ def _side(record: dict[str, Any] | None) -> str:
     """Measurement and verdict of one side."""
     if record is None:
         return cell(None)
-    return f"{interval(record['measured'], record['ci95'])}: {record['verdict']}"
+    return f"{measurement(record)}: {record['verdict']}"

@@ -119,7 +119,7 @@ def _safely(check: Callable[[], list[Check]]) -> list[Check]:
 def _python() -> list[Check]:
     """The interpreter, and the commit of a checkout."""
     commit, dirty = environment.git_state()
-    code = f"commit {commit[:12]}{' with changes' if dirty else ''}" if commit else "not a git checkout"
+    code = environment.code_version(commit, dirty) if commit else "not a git checkout"
     version = f"{sys.version.split()[0]} at {sys.prefix}"
     package = environment.versions().get("lightnet-lab", "not installed: run from its checkout")
     return [Check("python", sys.version_info >= (3, 11), version), Check("lightnet-lab", None, f"{package}; {code}")]
@@ -172,7 +172,9 @@ def _hidden() -> list[Check]:
     """Other packages of our name."""
     others = other_packages(["", *sys.path])
     told = "; ".join(
-        f"{path} hides this one where it comes first: use lightnet-lab, or another folder" for path in others
+        f"{path} hides this one where it comes first, so that `{PROGRAM}` from {path.parent} fails in Python itself"
+        " ('No module named ...' or 'cannot be directly executed'): use lightnet-lab, or another folder"
+        for path in others
     )
     return [Check("package experiments", None, told or str(Path(__file__).resolve().parent.parent))]
 

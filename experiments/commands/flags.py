@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import os
@@ -24,6 +25,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from experiments.errors import UserError
 from experiments.registry import unknown
 
+_LONGEST_RANGE = 10_000
 Dataclass = TypeVar("Dataclass")
 
 RunsDir = Annotated[
@@ -85,7 +87,7 @@ def parse_known(default: Dataclass, prog: str, arguments: Sequence[str]) -> tupl
 
 
 def flag_names(default: Any, prefix: str = "") -> list[str]:
-    """Dataclass that a dataclass instance gives.
+    """Names of the flags that a dataclass instance gives.
 
     Args:
         default: a dataclass instance; parts that are dataclasses themselves give dotted names.
@@ -152,8 +154,20 @@ def _tyro(default: Dataclass, prog: str, arguments: list[str], description: str 
 
 
 def _registry() -> ConstructorRegistry:
-    """Our one addition to tyro: lists of integers may be written `0:5` or `0,3,4` as well as `0 3 4`."""
+    """What we add to tyro: lists of integers may be written `0:5` or `0,3,4` as well as `0 3 4`; no path is empty."""
     registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if info.type not in (Path, Path | None):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda words: _path(words[0]),
+            is_instance=lambda value: isinstance(value, Path | None),
+            str_from_instance=lambda value: [str(value)],
+        )
 
     @registry.primitive_rule
     def integers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
@@ -170,10 +184,20 @@ def _registry() -> ConstructorRegistry:
     return registry
 
 
+def _path(word: str) -> Path:
+    """A path; an empty one, as of a shell variable that is not set, would silently be the current folder."""
+    if not word:
+        raise ValueError("needs a path, got an empty one")
+    return Path(word)
+
+
 def _integers(word: str) -> list[int]:
     """Integers of one word."""
     if match := re.fullmatch(r"(-?\d+):(-?\d+)", word):
-        return list(range(int(match[1]), int(match[2])))
+        first, end = int(match[1]), int(match[2])
+        if end - first > _LONGEST_RANGE:
+            raise ValueError(f"a range names at most {_LONGEST_RANGE} integers, got {word}")
+        return list(range(first, end))
     try:
         return [int(part) for part in word.split(",")]
     except ValueError:
@@ -212,7 +236,12 @@ def _with_flag_name(default: Any, message: str) -> str:
         >>> _with_flag_name(None, "Error parsing --size: invalid literal for int() with base 10: 'x'")
         "--size: expected an integer, got 'x'"
     """
-    message = re.sub(r"^Error parsing (\S+):", r"\1:", message)
+    message = re.sub(r"^Error parsing (\S+):", r"\1:", message).removeprefix(f"{type(default).__name__}: ")
+    if match := re.match(r"Missing value for argument '(\S+)'\. Expected (\d+) values", message):
+        return f"{match[1]}: needs {'a value' if match[2] == '1' else f'{match[2]} values'}"
+    if match := re.match(r"--(\S+): Could not find valid parse for arguments: \[(.*)\]", message):
+        given = match[2].strip("'").replace("', '", " ")
+        return f"--{match[1]}: expected values such as {_shown_default(default, match[1])}, got {given}"
     message = re.sub(r"invalid literal for int\(\) with base 10:", "expected an integer, got", message)
     message = re.sub(r"could not convert string to float:", "expected a number, got", message)
     if match := re.match(r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)", message):
@@ -220,15 +249,24 @@ def _with_flag_name(default: Any, message: str) -> str:
     return _attributed(default, message)
 
 
+def _shown_default(default: Any, flag: str) -> str:
+    """The words that would give a flag its default, for a list of tuples."""
+    value = functools.reduce(getattr, flag.split("."), default)
+    return " ".join(str(part) for item in value for part in (item if isinstance(item, tuple) else (item,)))
+
+
 def _attributed(default: Any, message: str) -> str:
-    """The refusal of a dataclass (`config.train: steps: got -1`), beginning with the flag that it is about."""
+    """The refusal of a dataclass (`config.train: steps: got -1`), beginning with the flag, if it is about one."""
     match = re.match(r"([\w.]+): ([\w.]*\w)(: )?", message)
     if match is None:
         return message
     part, field = match[1], match[2]
-    flags = [name for name in flag_names(default) if f"{name}.".startswith(f"{part}.") and name.endswith(f".{field}")]
-    if not flags:
+    names = flag_names(default)
+    if part in names:
         return f"--{message}"
+    flags = [name for name in names if name.startswith(f"{part}.") and name.endswith(f".{field}")]
+    if not flags:
+        return message.removeprefix(f"{part}: ")
     return f"--{min(flags, key=len)}: {message[match.end() if match[3] else match.start(2) :]}"
 
 

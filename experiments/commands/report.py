@@ -12,7 +12,7 @@ import tyro
 from experiments.commands import PROGRAM
 from experiments.commands.flags import RunsDir, exactly, parse
 from experiments.evidence import evidence_at
-from experiments.files import atomic_write_bytes, atomic_write_text, make_folder
+from experiments.files import atomic_write_bytes, atomic_write_text, make_folder, replace_folder
 from experiments.plain_text import verdict_counts
 from experiments.registry import PACKAGE, discover, load_id
 from experiments.reporting.collect import Report, collect
@@ -21,7 +21,7 @@ from experiments.reporting.page import page
 from experiments.runs import is_finished
 
 STORED_PRESETS = ("cpu", "gpu")
-STORED_FILES = ("arrays.npz", "figure.png", "result.json")  # result.json last: it makes the folder a result
+STORED_FILES = ("arrays.npz", "figure.png", "result.json")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def store(runs_dir: str | Path | None = None, package: Path = PACKAGE) -> list[P
         The folders that were written.
 
     Raises:
-        OSError: if one could not be written; its `result.json` is then the old one, or absent.
+        OSError: if one could not be written; the folder is then as it was before.
     """
     written = []
     for id in discover():
@@ -82,9 +82,8 @@ def store(runs_dir: str | Path | None = None, package: Path = PACKAGE) -> list[P
             if stored is None or not is_finished(stored.path):
                 continue  # no run, or the committed copy itself
             paper, _, name = id.partition("/")
-            folder = make_folder(package / paper / "results" / name / preset)
-            for file in STORED_FILES:
-                atomic_write_bytes(folder / file, (stored.path / file).read_bytes())
+            folder = package / paper / "results" / name / preset
+            replace_folder(folder, {file: (stored.path / file).read_bytes() for file in STORED_FILES})
             written.append(folder)
     return written
 
@@ -93,9 +92,9 @@ def _figures(report: Report, out: Path) -> dict[str, str]:
     """Copy figures beside the Markdown page."""
     copied = {}
     for shown in (shown for section in report.sections for shown in section.results):
-        if shown.figure is not None:
-            path = Path("figures") / f"{shown.id.replace('/', '-')}.png"
+        if shown.stored is not None and shown.figure is not None:
+            path = Path("figures") / f"{shown.id.replace('/', '-')}-{shown.stored.preset}.png"
             make_folder((out / path).parent)
             atomic_write_bytes(out / path, shown.figure.read_bytes())
-            copied[shown.id] = path.as_posix()
+            copied[shown.name] = path.as_posix()
     return copied

@@ -10,9 +10,13 @@ import tyro
 
 from experiments.commands import PROGRAM
 from experiments.commands.flags import RunsDir, exactly, parse
-from experiments.evidence import find
+from experiments.environment import code_version
+from experiments.errors import UserError
+from experiments.evidence import find, objection
 from experiments.plain_text import claims_table, duration, filled, text_table
+from experiments.registry import discover, load_id
 from experiments.results import StoredResult
+from experiments.runs import finished_runs
 
 PresetFilter = Annotated[str | None, tyro.conf.arg(metavar="smoke|cpu|gpu|paper", help_behavior_hint="(default: any)")]
 
@@ -21,7 +25,8 @@ PresetFilter = Annotated[str | None, tyro.conf.arg(metavar="smoke|cpu|gpu|paper"
 class Flags:
     """Claims, tables and figures of one run.
 
-    RUN is a run folder, or the id of a result: then its newest finished run, or the committed one.
+    RUN is a run folder, or the id of a result: then the run whose verdicts count, of the largest preset; where none
+    does, the newest finished one.
     """
 
     preset: PresetFilter = None
@@ -30,6 +35,11 @@ class Flags:
     """most rows to print of a table"""
     runs_dir: RunsDir = None
     """folder of run folders"""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.rows < 0:
+            raise ValueError(f"--rows: got {self.rows}, expected at least 0")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,7 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     flags, words = parse(Flags(), f"{PROGRAM} show RUN", arguments)
     (run,) = exactly(words, "RUN")
     stored = find(run, flags.preset, flags.runs_dir)
-    print(f"{heading(stored)}\n\n{claims_table(stored.claims)}")
+    newest = finished_runs(stored.id, flags.preset, flags.runs_dir)[:1] if run == stored.id else []
+    print(heading(stored))
+    print("".join(f"newest:   {folder}\n" for folder in newest if folder != stored.path))
+    print(claims_table(stored.claims))
     for record in stored.claims:
         origin = f"{record['source']}, {record['kind']}, {record['scale']}"
         print(filled(f"{record['claim']} ({origin}): {record['quantity']}", "  "))
@@ -65,7 +78,6 @@ def heading(stored: StoredResult) -> str:
         A few lines.
     """
     versions = stored.env.get("versions", {})
-    commit = stored.env.get("commit") or "unknown"
     devices = sorted(set(stored.env.get("devices") or ["no device recorded"]))
     lines = [
         filled(f"{stored.id}: {stored.title}"),
@@ -73,12 +85,23 @@ def heading(stored: StoredResult) -> str:
         f"preset:   {stored.preset}, seeds {', '.join(map(str, stored.seeds))}",
         f"finished: {stored.finished} after {duration(stored.seconds / 60)}",
         f"made by:  {stored.command}",
-        f"code:     commit {commit[:12]}{' with changes' if stored.env.get('dirty') else ''}",
+        f"code:     {code_version(stored.env.get('commit'), stored.env.get('dirty'))}",
         f"on:       {', '.join(devices)}; Python {stored.env.get('python')}, jax {versions.get('jax', 'absent')}",
         *(f"data:     {name}, sha256 {digest[:16]}" for name, digest in stored.data.items()),
+        *([filled(f"verdicts: do not count: {reason}")] if (reason := _objection(stored)) else []),
         f"folder:   {stored.path}",
     ]
     return "\n".join(lines)
+
+
+def _objection(stored: StoredResult) -> str:
+    """Why a run of a registered result does not count; an outside file cannot be found to ask it."""
+    if stored.id not in discover():
+        return ""
+    try:
+        return objection(load_id(stored.id), stored)
+    except UserError as error:  # a broken result file hides none of its runs
+        return str(error)
 
 
 def _table(stored: StoredResult, name: str, limit: int) -> str:

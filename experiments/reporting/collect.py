@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 from experiments import environment
 from experiments.claims import Row, ledger
 from experiments.errors import UserError
-from experiments.evidence import evidence
-from experiments.plain_text import expectation, interval
+from experiments.evidence import evidence, outside_ids, speaker
+from experiments.plain_text import expectation, measurement
 from experiments.registry import ResultFile, discover, load_id
 from experiments.results import StoredResult
+from experiments.runs import finished_runs, read_result
 from experiments.statistics import VERDICTS
+
+OWN_TITLE = "Results of your own"
+OWN_HEADER = ("claim", "statement", "expected", "measured", "verdict", "command")
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Line:
 
     Args:
         row: of the ledger.
-        verdict: of its result's counting run, else "not run".
+        verdict: of the run that speaks for it, else "not run".
         expected: the test that was stated before the run, else the ledger's words.
         measured: mean and interval, or why nothing was measured.
         scale: "analogue" or "published", empty if it was not run.
@@ -40,13 +45,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Shown:
-    """One result file in the report.
+    """One run of a result file in the report, or a file that has none.
 
     Args:
         id: of the result.
         title: first line of the file, or what is wrong with it.
         command: what makes it.
-        stored: the run whose verdicts count, if any.
+        stored: a run that speaks for some of its claims, if any.
         figure: its picture, if any.
     """
 
@@ -57,6 +62,11 @@ class Shown:
     figure: Path | None = None
 
     @property
+    def name(self) -> str:
+        """Id and preset."""
+        return f"{self.id} ({self.stored.preset})" if self.stored else self.id
+
+    @property
     def made_by(self) -> str:
         """Code and machine of the run, in one line."""
         if self.stored is None:
@@ -65,10 +75,10 @@ class Shown:
         versions = ", ".join(
             f"{name} {version}" for name, version in env.get("versions", {}).items() if name != "lightnet-lab"
         )
-        commit = f"commit {(env.get('commit') or 'unknown')[:12]}{' with changes' if env.get('dirty') else ''}"
         devices = ", ".join(sorted(set(env.get("devices") or []))) or "no device"
         machine = f"{devices} ({env.get('cpus')} CPU cores)"
-        return f"{self.stored.finished}, {self.stored.seconds:.0f} s on {machine}, {commit}; {versions}"
+        code = environment.code_version(env.get("commit"), env.get("dirty"))
+        return f"{self.stored.finished}, {self.stored.seconds:.0f} s on {machine}, {code}; {versions}"
 
 
 @dataclass(frozen=True)
@@ -92,11 +102,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the report says."""
+    """Everything that the report says; `own` are cells under OWN_HEADER, one row per claim of an outside file."""
 
     sections: list[Section]
     versions: dict[str, str]
-    commit: str
+    code: str
+    own: list[list[str]]
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -118,9 +129,11 @@ def collect(runs_dir: str | Path | None = None) -> Report:
     Raises:
         UserError: if the ledger or a stored result is damaged.
     """
-    results = [_shown(id, runs_dir) for id in discover()]
-    stored = {shown.id: shown.stored for shown in results}
-    lines = [_line(row, stored.get(row.result)) for row in ledger().values()]
+    results = [shown for id in discover() for shown in _shown(id, runs_dir)]
+    found: dict[str, list[StoredResult]] = defaultdict(list)
+    for shown in results:
+        found[shown.id] += [shown.stored] if shown.stored else []
+    lines = [_line(row, found[row.result]) for row in ledger().values()]
     papers = dict.fromkeys(line.row.id.partition("/")[0] for line in lines)
     sections = [
         Section(
@@ -130,30 +143,55 @@ def collect(runs_dir: str | Path | None = None) -> Report:
         )
         for paper in papers
     ]
-    commit, dirty = environment.git_state()
-    return Report(sections, environment.versions(), f"{commit or 'unknown'}{' with changes' if dirty else ''}")
+    code = environment.code_version(*environment.git_state())
+    return Report(sections, environment.versions(), code, _own(runs_dir))
 
 
-def _shown(id: str, runs_dir: str | Path | None) -> Shown:
-    """One result file; one that cannot be imported is shown as such."""
+def _own(runs_dir: str | Path | None) -> list[list[str]]:
+    """Claims of the newest run of each result file outside the package, which the ledger does not know."""
+    found = [read_result(finished_runs(id, None, runs_dir)[0]) for id in outside_ids(runs_dir)]
+    return [
+        [record["claim"], record["quantity"], *_measured(record), record["verdict"], stored.command]
+        for stored in found
+        for record in stored.claims
+    ]
+
+
+def _measured(record: dict[str, Any]) -> tuple[str, str]:
+    """What a claim expects, and what was measured."""
+    return expectation(record), f"{measurement(record)} (n {record['n']})"
+
+
+def _shown(id: str, runs_dir: str | Path | None) -> list[Shown]:
+    """The runs of one result file that speak for a claim; a file that cannot be imported is shown as such."""
+    command = f"python -m experiments run {id}"
     try:
         result: ResultFile = load_id(id)
     except UserError as error:
-        return Shown(id, str(error), f"python -m experiments run {id}")
-    stored = evidence(result, runs_dir)
-    figure = stored.path / "figure.png" if stored else None
-    command = stored.command if stored else f"python -m experiments run {id}"
-    return Shown(id, result.title, command, stored, figure if figure and figure.is_file() else None)
+        return [Shown(id, str(error), command)]
+    found = evidence(result, runs_dir)
+    speaking = [stored for stored in found if any(speaker(claim.id, found) is stored for claim in result.claims)]
+    shown = [Shown(id, result.title, stored.command, stored, _figure(stored)) for stored in speaking or found[:1]]
+    return shown or [Shown(id, result.title, command)]
 
 
-def _line(row: Row, stored: StoredResult | None) -> Line:
-    """One row of the ledger with its verdict."""
-    record: dict[str, Any] | None = None
-    if stored is not None:
-        record = next((claim for claim in stored.claims if claim["claim"] == row.id), None)
-    if stored is None or record is None:
-        return Line(row, "not run", str(row.expected), row.reason or f"no finished run of {row.result}")
-    measured = interval(record["measured"], record["ci95"]) + (f" (n {record['n']})" if record["n"] else "")
+def _figure(stored: StoredResult) -> Path | None:
+    """Picture of a run, if it has one."""
+    path = stored.path / "figure.png"
+    return path if path.is_file() else None
+
+
+def _line(row: Row, found: Sequence[StoredResult]) -> Line:
+    """One row of the ledger with the verdict of the run that speaks for it."""
+    stored = speaker(row.id, found)
+    if stored is None:
+        missing = f"not measured by {row.result}" if found else f"no finished run of {row.result}"
+        return Line(row, "not run", str(row.expected), row.reason or missing)
+    record = stored.claim(row.id)
     return Line(
-        row, record["verdict"], expectation(record), measured, record["scale"], f"{stored.id} ({stored.preset})"
+        row,
+        record["verdict"],
+        *_measured(record),
+        record["scale"],
+        f"{stored.id} ({stored.preset})",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.reporting.collect import Line, Report, Section, Shown
+from experiments.reporting.collect import OWN_HEADER, OWN_TITLE, Line, Report, Section, Shown
 from experiments.statistics import VERDICTS
 
 
@@ -13,7 +13,7 @@ def markdown(report: Report, figures: Mapping[str, str]) -> str:
 
     Args:
         report: what it says.
-        figures: result id -> path of its figure, relative to the page.
+        figures: name of a shown result -> path of its figure, relative to the page.
 
     Returns:
         The page.
@@ -25,7 +25,8 @@ def markdown(report: Report, figures: Mapping[str, str]) -> str:
         "A verdict compares the 95 % interval over seeds with the threshold that the result file stated before the run."
         " Scale `analogue` is a smaller setting of the same code, `published` the paper's own.",
         *(_section(section, figures) for section in report.sections),
-        f"Written by `python -m experiments report` at commit {report.commit} with {versions}.",
+        *([f"## {OWN_TITLE}", _table(OWN_HEADER, report.own)] if report.own else []),
+        f"Written by `python -m experiments report` at {report.code} with {versions}.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -72,8 +73,8 @@ def _untested(line: Line) -> list[str]:
 
 def _result(shown: Shown, figures: Mapping[str, str]) -> str:
     """One result with its figure."""
-    picture = f"![{shown.title}]({figures[shown.id]})\n\n" if shown.id in figures else ""
-    return f"### {shown.id}: {shown.title}\n\n{picture}    {shown.command}\n\n{shown.made_by}"
+    picture = f"![{shown.title}]({figures[shown.name]})\n\n" if shown.name in figures else ""
+    return f"### {shown.name}: {shown.title}\n\n{picture}    {shown.command}\n\n{shown.made_by}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

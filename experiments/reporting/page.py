@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from experiments.reporting.collect import Line, Report, Section, Shown
+from experiments.reporting.collect import OWN_HEADER, OWN_TITLE, Line, Report, Section, Shown
 from experiments.statistics import VERDICTS
 
 _STYLE = """
@@ -21,7 +21,7 @@ body { margin: 0 auto; max-width: 78rem; padding: 1.5rem; background: var(--pape
 table { border-collapse: collapse; width: 100%; font-size: 0.875rem; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.35rem 0.6rem; text-align: left; vertical-align: top; }
 th { background: var(--soft); }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
 .holds { color: var(--holds); font-weight: 600; } .does-not-hold { color: var(--not); font-weight: 600; }
 .inconclusive { color: var(--open); font-weight: 600; } .not-run { opacity: 0.75; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
@@ -43,7 +43,7 @@ def page(report: Report) -> str:
         OSError: if a figure cannot be read.
     """
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    sections = "\n".join(_section(section) for section in report.sections)
+    sections = "\n".join([*(_section(section) for section in report.sections), _own(report)])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Claims and verdicts</title><style>{_STYLE}</style></head><body>
@@ -52,7 +52,7 @@ def page(report: Report) -> str:
 <p>A verdict compares the 95&nbsp;% interval over seeds with the threshold that the result file stated before the run.
 Scale <i>analogue</i> is a smaller setting of the same code, <i>published</i> the paper's own.</p>
 {sections}
-<p><small>Written by <code>python -m experiments report</code> at commit {escape(report.commit)}
+<p><small>Written by <code>python -m experiments report</code> at {escape(report.code)}
 with {escape(versions)}.</small></p>
 </body></html>
 """
@@ -60,11 +60,12 @@ with {escape(versions)}.</small></p>
 
 def _counts(report: Report) -> str:
     """Verdicts of each paper."""
+    header = ["paper", *(f"<th class=number>{name}</th>" for name in [*VERDICTS, "claims"])]
     rows = [
         [escape(paper), *(f"<td class=number>{count}</td>" for count in [*counts.values(), sum(counts.values())])]
         for paper, counts in report.counts.items()
     ]
-    return _table(["paper", *VERDICTS, "claims"], rows)
+    return _table(header, rows)
 
 
 def _section(section: Section) -> str:
@@ -79,6 +80,12 @@ def _section(section: Section) -> str:
         table = _table(header, [_untested(line) for line in section.untested])
         parts.append(f"<details><summary>{len(section.untested)} claims not tested</summary>{table}</details>")
     return "\n".join(parts)
+
+
+def _own(report: Report) -> str:
+    """Claims of result files outside the package."""
+    rows = [[escape(cell) for cell in row] for row in report.own]
+    return f"<h2>{OWN_TITLE}</h2>{_table(OWN_HEADER, rows)}" if rows else ""
 
 
 def _tested(line: Line) -> list[str]:
@@ -97,7 +104,7 @@ def _untested(line: Line) -> list[str]:
 
 def _result(shown: Shown) -> str:
     """One result with its figure."""
-    title = escape(f"{shown.id}: {shown.title}")
+    title = escape(f"{shown.name}: {shown.title}")
     picture = f'<figure><img alt="{title}" src="{_embedded(shown.figure)}"></figure>' if shown.figure else ""
     made = f"<p><code>{escape(shown.command)}</code><br><small>{escape(shown.made_by)}</small></p>"
     return f"<h3>{title}</h3>{picture}{made}"
@@ -110,11 +117,11 @@ def _embedded(figure: Path) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are already HTML."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+    head = "".join(_cell(name, "th") for name in header)
+    body = "\n".join("<tr>" + "".join(_cell(cell, "td") for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
-def _cell(content: str) -> str:
+def _cell(content: str, tag: str) -> str:
     """A cell, unless it comes as one."""
-    return content if content.startswith("<td") else f"<td>{content}</td>"
+    return content if content.startswith(f"<{tag}") else f"<{tag}>{content}</{tag}>"

@@ -292,10 +292,11 @@ class MarkovSource:
             The block entropy; 0 for r = 0.
 
         Raises:
-            ValueError: if r is negative.
+            ValueError: if r is not an integer, 0 or more.
         """
-        if r < 0:
-            raise ValueError(f"r: got {r}; expected 0 or more")
+        if not is_count(r):
+            raise ValueError(f"r: got {r!r}; expected an integer, 0 or more")
+        r = int(r)
         if r >= self.order:
             return entropy(self.stationary) + (r - self.order) * self._entropy_rate
         return entropy(self.stationary.sum(axis=tuple(range(r, self.order))))
@@ -336,14 +337,33 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: if it is not two non-negative integers.
     """
-    pair = tuple(shape)
-    if len(pair) != 2 or any(int(size) != size or size < 0 for size in pair):
+    pair = tuple(shape) if isinstance(shape, Sequence | np.ndarray) else ()
+    if len(pair) != 2 or not all(is_count(size) for size in pair):
         raise ValueError(f"shape: got {shape}; expected (batch, length), two non-negative integers")
     return int(pair[0]), int(pair[1])
 
 
+def is_count(value: object) -> bool:
+    """Whether a value is a non-negative integer of Python or NumPy.
+
+    Args:
+        value: what the caller gave.
+
+    Returns:
+        False for floats and booleans, whatever their value.
+
+    Example:
+        >>> is_count(3), is_count(3.0), is_count(True), is_count(-1)
+        (True, False, False, False)
+    """
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 0
+
+
 def _checked_kernel(kernel: ArrayLike) -> NDArray[np.float64]:
-    array = np.array(kernel, dtype=np.float64)
+    try:
+        array = np.array(kernel, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("kernel: got no rectangle of numbers; expected (A,) * order + (A,) probabilities") from None
     if array.ndim < 1 or array.size == 0 or len(set(array.shape)) != 1:
         raise ValueError(f"kernel: got shape {array.shape}; expected (A,) * order + (A,), all axes equal and not empty")
     if not np.all(array >= 0):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.sources.markov import MarkovSource, checked_shape, entropy
+from experiments.sources.markov import MarkovSource, checked_shape, entropy, is_count
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SwitchingSource:
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        if int(self.order) != self.order or self.order < 1:
+        if not is_count(self.order) or self.order < 1:
             raise ValueError(f"order: got {self.order}; expected an integer, 1 or more")
         for name in ("p", "q"):
             value = getattr(self, name)
@@ -100,10 +100,11 @@ class SwitchingSource:
             The block entropy; 0 for r = 0.
 
         Raises:
-            ValueError: if r is negative.
+            ValueError: if r is not an integer, 0 or more.
         """
-        if r < 0:
-            raise ValueError(f"r: got {r}; expected 0 or more")
+        if not is_count(r):
+            raise ValueError(f"r: got {r!r}; expected an integer, 0 or more")
+        r = int(r)
         first = min(r, self.order)
         return first * self.unigram_entropy() + (r - first) * self.entropy_rate()
 

@@ -1,11 +1,12 @@
 """Text that needs no download: the standard library's documentation topics and its sources; and folders of text files.
 
 A corpus is a tuple of documents with a content hash. Its text depends on the Python version, so the hash is recorded
-with every result. The held-out split is by document, never inside one.
+with every result. Held-out parts consist of whole documents.
 """
 
 import hashlib
 import sysconfig
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,38 +108,50 @@ class Corpus:
         count = int(np.searchsorted(np.cumsum([len(text) for text in self.documents]), characters, side="right"))
         return Corpus(self.name, self.documents[: max(count, 1)])
 
-    def split(self, held_out: float = 0.2, seed: int = 0) -> tuple["Corpus", "Corpus"]:
-        """Cut the corpus into a training and a held-out part, by document, the same way everywhere.
+    def split(self, fold: int, folds: int = 5) -> tuple["Corpus", "Corpus"]:
+        """Hold out one of several disjoint parts, by document.
 
-        Documents are ordered by a hash of the seed and their text; the first ones, up to the wanted share of the
-        characters (and at least one document), are held out.
+        From the longest document to the shortest, each goes to the part that is smallest so far. So every document is
+        in exactly one part (empty ones in none), and the sizes of two parts differ by at most the longest document.
+        Copies of one document count as one: no text is in the training part and in the held-out part.
 
         Args:
-            held_out: share of the characters, strictly between 0 and 1.
-            seed: another seed holds out other documents.
+            fold: which part is held out, 0 .. folds - 1.
+            folds: number of parts, at least 2.
 
         Returns:
             (training part, held-out part), each in the original order.
 
         Raises:
-            ValueError: if there are fewer than two documents, or the share leaves one part without a document.
+            ValueError: if there is no such part, or there are fewer different documents than parts.
 
         Example:
-            >>> train, test = Corpus("letters", tuple("abcdefghij")).split(0.2)
-            >>> len(train.documents), len(test.documents)
-            (8, 2)
+            >>> train, test = Corpus("letters", tuple("abcdefghij")).split(fold=1)
+            >>> len(train.documents), test.documents
+            (8, ('b', 'g'))
         """
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out: got {held_out}; expected a share strictly between 0 and 1")
-        if len(self.documents) < 2:
-            raise ValueError(f"documents: got 1 in {self.name!r}; expected at least two to hold one out")
-        order = sorted(range(len(self.documents)), key=lambda i: _rank(seed, self.documents[i]))
-        lengths = np.cumsum([len(self.documents[i]) for i in order])
-        count = int(np.searchsorted(lengths, held_out * self.size)) + 1
-        chosen = set(order[: min(count, len(order) - 1)])
-        test = tuple(text for i, text in enumerate(self.documents) if i in chosen)
-        train = tuple(text for i, text in enumerate(self.documents) if i not in chosen)
+        if folds < 2:
+            raise ValueError(f"folds: got {folds}; expected 2 or more")
+        if not 0 <= fold < folds:
+            raise ValueError(f"fold: got {fold}; expected 0..{folds - 1}")
+        part = self._parts(folds)
+        if len(part) < folds:
+            raise ValueError(
+                f"documents: got {len(part)} different ones in {self.name!r}; expected at least one for each of "
+                f"{folds} folds"
+            )
+        train = tuple(text for text in self.documents if part.get(text) not in (fold, None))
+        test = tuple(text for text in self.documents if part.get(text) == fold)
         return Corpus(f"{self.name}, training part", train), Corpus(f"{self.name}, held-out part", test)
+
+    def _parts(self, count: int) -> dict[str, int]:
+        """Document -> number of its part, for documents that are not empty."""
+        lengths = {text: len(text) * copies for text, copies in Counter(self.documents).items() if text}
+        part, sizes = {}, [0] * count
+        for text in sorted(lengths, key=lambda text: (-lengths[text], text)):
+            part[text] = sizes.index(min(sizes))
+            sizes[part[text]] += lengths[text]
+        return part
 
 
 def encode_characters(text: str, alphabet: str) -> NDArray[np.int32]:
@@ -229,10 +242,6 @@ def read_folder(folder: str | Path) -> Corpus:
 
 def _is_library(path: Path) -> bool:
     return not _NOT_LIBRARY & set(path.parts) and not path.name.startswith("_sysconfigdata")
-
-
-def _rank(seed: int, document: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{document}".encode()).digest()
 
 
 def _pieces(text: str) -> Sequence[str]:

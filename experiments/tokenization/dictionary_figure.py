@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.results import StoredResult
+from experiments.sources.switching import SwitchingSource
 from experiments.tokenization.theory import theorem_4_1_bound
 
 # Okabe and Ito's palette: distinct for all common forms of colour blindness.
@@ -51,13 +52,15 @@ def _draw_source(panel: Axes, result: StoredResult, source: tuple[int, float, fl
         _draw_curve(panel, curve, _COLOURS[name])
     rate, unigram = references["entropy_rate"], references["unigram_entropy"]
     sizes = np.geomspace(2, max(row["size"] for row in rows), 200)
-    bounds = np.array([_bound(rate, references["delta"], size) for size in sizes])
+    bounds = np.array([_bound(SwitchingSource(*source), size) for size in sizes])
     panel.plot(sizes, bounds, color=_PURPLE, linestyle="--", linewidth=1.2)
     panel.axhline(rate, color=_BLACK, linewidth=1)
     panel.axhline(unigram, color=_GREY, linewidth=1, linestyle=":")
     panel.set_ylim(rate - 0.1 * unigram, 1.3 * unigram)
     ends = [(curve[1][-1], name, _COLOURS[name]) for name, curve in curves.items()]
-    ends += [(rate, "entropy rate", _BLACK), (unigram, "unigram entropy", _GREY), (bounds[-1], "Theorem 4.5", _PURPLE)]
+    ends += [(rate, "entropy rate", _BLACK), (unigram, "unigram entropy", _GREY)]
+    if np.isfinite(bounds[-1]):
+        ends.append((bounds[-1], "Theorem 4.1", _PURPLE))
     _finish(panel, ends, f"Order-{order} switching source, p = {p:g}, q = {q:g}", "symbol")
 
 
@@ -128,9 +131,10 @@ def _curve(rows: list[dict], column: str) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.array(sizes), mean, low, high
 
 
-def _bound(rate: float, delta: float, size: float) -> float:
+def _bound(source: SwitchingSource, size: float) -> float:
+    """What theorem 4.1 promises of some tokenizer with d tokens; NaN where it does not speak of the source or size."""
     try:
-        return theorem_4_1_bound(rate, delta, size)  # type: ignore[arg-type]
+        return theorem_4_1_bound(source, size)
     except ValueError:
         return math.nan
 

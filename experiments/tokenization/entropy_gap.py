@@ -77,10 +77,21 @@ class Config(results.Config):
             require(name, getattr(self, name), 1)
         require("p", self.p, 0, 1)
         require("q", self.q, 0, 1)
-        require("dictionary_size", self.dictionary_size, 2)
+        require("p + q", self.p + self.q, 1e-6)
+        require("dictionary_size", self.dictionary_size, 2, 10_000)
+        require("tokenizer_characters", self.tokenizer_characters, 2 * self.dictionary_size)
         require("train.eval_every", self.train.eval_every, 1)
         for name in ("layers", "widths"):
             require(f"the smallest of {name}", min(getattr(self, name), default=0), 1)
+        for width in self.widths:
+            if width % self.heads:
+                raise ValueError(f"heads: got {self.heads}, expected a divisor of each width, {width} among them")
+        first, last = self.plateau
+        require("the first step of plateau", first, 0, last)
+        steps = max(self.train.steps, self.character_steps)
+        require(
+            "characters to train on (steps x batch size x length)", steps * self.train.batch_size * self.length, 1, 4e9
+        )
 
 
 PRESETS = {
@@ -107,6 +118,8 @@ PRESETS = {
         character_steps=200,
     ),
 }
+
+CHUNK_ROWS = 1024
 
 CLAIMS = (
     Claim(
@@ -152,10 +165,7 @@ def run(config: Config, run_dir: Path) -> Result:
     from experiments.training.data import fingerprint
 
     source = SwitchingSource(config.order, config.p, config.q)
-    data = {
-        f"switching source, seed {seed}": fingerprint(_rows(source, config, seed, "evaluation"))
-        for seed in config.seeds
-    }
+    data = {f"switching source, seed {seed}": fingerprint(_rows(source, config, seed)) for seed in config.seeds}
     record_data(run_dir, data)
     references = {
         "unigram entropy": [source.unigram_entropy()] * len(config.seeds),
@@ -166,11 +176,13 @@ def run(config: Config, run_dir: Path) -> Result:
     curves: dict[str, list[np.ndarray]] = {"characters": [], "BPE": []}
     steps: dict[str, np.ndarray] = {}
     for seed in config.seeds:
-        tokenizers = _tokenizers(source, config, seed)
-        references["token unigram"].append(_n_gram_loss(source, config, seed, tokenizers["BPE"], order=1))
-        references["token bigram"].append(_n_gram_loss(source, config, seed, tokenizers["BPE"], order=2))
+        rows, training_rows = _rows(source, config, seed), _training_rows(source, config, seed)
+        tokenizers = _tokenizers(rows, config)
+        references["token unigram"].append(_n_gram_loss(rows, config, tokenizers["BPE"], order=1))
+        references["token bigram"].append(_n_gram_loss(rows, config, tokenizers["BPE"], order=2))
         for name, tokenizer in tokenizers.items():
-            steps[name], losses = _train_all(source, config, seed, name, tokenizer, run_dir)
+            fit, fresh = tokenizer.encode_batch(training_rows), tokenizer.encode_batch(rows["evaluation"])
+            steps[name], losses = _train_all(config, seed, name, len(tokenizer), fit, fresh, run_dir)
             curves[name].append(losses)
     stacked = {name: np.stack(losses) for name, losses in curves.items()}
     return Result(
@@ -181,55 +193,66 @@ def run(config: Config, run_dir: Path) -> Result:
     )
 
 
-def _rows(source: SwitchingSource, config: Config, seed: int, part: str) -> np.ndarray:
-    """Rows of characters (N, length) of one of the parts, each from random numbers of its own."""
-    import jax
+def _rows(source: SwitchingSource, config: Config, seed: int) -> dict[str, np.ndarray]:
+    """Rows of characters (N, length) of each part but the training's, from random numbers of their own."""
+    from experiments.training.loop import random_stream
 
-    steps = max(config.train.steps, config.character_steps)
     counts = {
         "tokenizer": -(-config.tokenizer_characters // config.length),
-        "training": steps * config.train.batch_size,
         "evaluation": config.evaluation_rows,
         "reference": 2 * config.reference_rows,
     }
-    key = jax.random.fold_in(jax.random.key(seed), list(counts).index(part))
-    return np.asarray(source.sample(key, (counts[part], config.length)))
+    return {
+        part: np.asarray(source.sample(random_stream(seed, part), (count, config.length)))
+        for part, count in counts.items()
+    }
 
 
-def _tokenizers(source: SwitchingSource, config: Config, seed: int) -> dict[str, Tokenizer]:
+def _training_rows(source: SwitchingSource, config: Config, seed: int) -> np.ndarray:
+    """Fresh rows for every update; a longer training begins with the rows of a shorter one."""
+    import jax
+
+    from experiments.training.loop import random_stream
+
+    count = max(config.train.steps, config.character_steps) * config.train.batch_size
+    keys = [jax.random.fold_in(random_stream(seed, "training"), i) for i in range(-(-count // CHUNK_ROWS))]
+    return np.concatenate([source.sample(key, (CHUNK_ROWS, config.length)) for key in keys])[:count]
+
+
+def _tokenizers(rows: dict[str, np.ndarray], config: Config) -> dict[str, Tokenizer]:
     from experiments.tokenization import BPETokenizer, CharacterTokenizer
 
-    text = _rows(source, config, seed, "tokenizer").reshape(1, -1)[:, : config.tokenizer_characters]
+    text = rows["tokenizer"].reshape(1, -1)[:, : config.tokenizer_characters]
     bpe = BPETokenizer.train(text, config.dictionary_size, alphabet=2)
     return {"characters": CharacterTokenizer.train(text, alphabet=2), "BPE": bpe}
 
 
-def _n_gram_loss(source: SwitchingSource, config: Config, seed: int, tokenizer: Tokenizer, order: int) -> float:
+def _n_gram_loss(rows: dict[str, np.ndarray], config: Config, tokenizer: Tokenizer, order: int) -> float:
     """Held-out loss of the n-gram over tokens, each row tokenized by itself as the transformer sees it."""
     from experiments.tokenization.losses import held_out_loss
 
-    tokens = tokenizer.encode_batch(_rows(source, config, seed, "reference"))
+    tokens = tokenizer.encode_batch(rows["reference"])
     fit, score = tokens[: config.reference_rows], tokens[config.reference_rows :]
     symbols = config.reference_rows * config.length
     return held_out_loss(fit, score, size=len(tokenizer), order=order, alpha=1.0, symbols=symbols)
 
 
 def _train_all(
-    source: SwitchingSource, config: Config, seed: int, name: str, tokenizer: Tokenizer, run_dir: Path
+    config: Config, seed: int, name: str, size: int, fit: list[np.ndarray], fresh: list[np.ndarray], run_dir: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (T,) and evaluation losses (models, T) of all depths and widths on one tokenizer."""
+    """Steps (T,) and evaluation losses (models, T) of all depths and widths on the tokens of one tokenizer."""
     from experiments.tokenization.transformer import language_modelling, pad_rows, transformer
     from experiments.training.data import batches
     from experiments.training.loop import train
 
-    fit, fresh = (tokenizer.encode_batch(_rows(source, config, seed, part)) for part in ("training", "evaluation"))
-    max_tokens = max(len(row) for row in fit + fresh)
-    stream = batches(pad_rows(fit, max_tokens), config.train.batch_size, seed=seed)
+    # The rows are independent: there is nothing to shuffle, and more steps go on with the same order.
+    stream = batches(pad_rows(fit), config.train.batch_size, seed=seed, shuffle=False)
     steps = config.character_steps if name == "characters" else config.train.steps
     losses = []
     for layers, width in models(config):
-        model = transformer(len(tokenizer), max_tokens, layers=layers, width=width, heads=config.heads)
-        task = language_modelling(model, pad_rows(fresh, max_tokens), config.length)
+        # A row has at most as many tokens as characters, whatever rows are drawn.
+        model = transformer(size, config.length, layers=layers, width=width, heads=config.heads)
+        task = language_modelling(model, pad_rows(fresh), config.length)
         label = f"{name}, {layers} layers, width {width}, seed {seed}"
         folder = run_dir / "training" / label.replace(", ", "-").replace(" ", "")
         outcome = train(replace(config.train, steps=steps), task, stream, folder, seed=seed, label=label)

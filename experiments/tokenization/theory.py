@@ -1,7 +1,8 @@
 """Bounds and closed forms of arXiv 2404.08335, each with its hypotheses checked.
 
 All losses are in nats per source symbol. delta is the smallest transition probability (assumption 4.2), d a dictionary
-size, H_inf the entropy rate, which is also the least loss of any model.
+size, H_inf the entropy rate, which is also the least loss of any model. The theorems speak of chains of order 1 (an
+i.i.d. source is one with equal rows); with the delta of a kernel of higher order their formulas are false.
 """
 
 import math
@@ -33,60 +34,57 @@ def smallest_transition(source: MarkovSource | SwitchingSource) -> float:
     return float(source.kernel.min())
 
 
-def theorem_4_1_bound(entropy_rate: float, delta: float, size: int) -> float:
+def theorem_4_1_bound(source: MarkovSource | SwitchingSource, size: float) -> float:
     """Loss that some tokenizer with at most d tokens reaches with the best unigram.
 
     L <= H_inf / (1 - eps),  eps = log(1 / delta) / (0.99 log d)
 
     Args:
-        entropy_rate: H_inf.
-        delta: smallest transition probability, in (0, 1).
+        source: the law of the text, of order 0 or 1, all of its transition probabilities in (0, 1).
         size: d.
 
     Returns:
         The bound.
 
     Raises:
-        ValueError: if delta is outside (0, 1), d < 2, or eps >= 1 (the dictionary is too small for the theorem).
+        ValueError: if the source is not of that kind, d < 2, or eps >= 1 (the dictionary is too small for the theorem).
 
     Example:
-        >>> round(theorem_4_1_bound(0.500402, 0.2, 500), 4)
+        >>> round(theorem_4_1_bound(SwitchingSource(1, 0.8, 0.8), 500), 4)
         0.6777
     """
     if size < 2:
         raise ValueError(f"size: got {size}; expected 2 or more")
-    return _reduction_bound(entropy_rate, delta, CONSTANT * math.log(size), f"size: got {size}")
+    return _reduction_bound(source, CONSTANT * math.log(size), f"size: got {size}")
 
 
-def theorem_4_3_bound(entropy_rate: float, delta: float, cross_entropy: float) -> float:
+def theorem_4_3_bound(source: MarkovSource | SwitchingSource, cross_entropy: float) -> float:
     """Loss of the best unigram over greedy tokens, given how improbable the tokens in use are.
 
     H(Q_MLE, P) >= log(1 / delta) / eps with eps < 1 implies L <= H_inf / (1 - eps); the best eps is taken.
 
     Args:
-        entropy_rate: H_inf.
-        delta: smallest transition probability, in (0, 1).
+        source: as in `theorem_4_1_bound`.
         cross_entropy: H(Q_MLE, P) in nats per token, from `token_cross_entropy`.
 
     Returns:
         The bound.
 
     Raises:
-        ValueError: if delta is outside (0, 1), or H(Q_MLE, P) <= log(1 / delta) (then eps >= 1).
+        ValueError: if the source is not of that kind, or H(Q_MLE, P) <= log(1 / delta) (then eps >= 1).
 
     Example:
-        >>> round(theorem_4_3_bound(0.500402, 0.2, 3.3), 3)
+        >>> round(theorem_4_3_bound(SwitchingSource(1, 0.8, 0.8), 3.3), 3)
         0.977
     """
-    return _reduction_bound(entropy_rate, delta, cross_entropy, f"cross_entropy: got {cross_entropy:.4g}")
+    return _reduction_bound(source, cross_entropy, f"cross_entropy: got {cross_entropy:.4g}")
 
 
-def theorem_4_5_bound(entropy_rate: float, delta: float, size: int, training_symbols: int) -> float:
+def theorem_4_5_bound(source: MarkovSource | SwitchingSource, size: int, training_symbols: float) -> float:
     """Loss that LZW with the greedy encoder reaches with high probability; the formula of theorem 4.1.
 
     Args:
-        entropy_rate: H_inf.
-        delta: smallest transition probability, in (0, 1).
+        source: as in `theorem_4_1_bound`.
         size: d.
         training_symbols: length of the training text; the theorem wants at most d symbols.
 
@@ -97,12 +95,12 @@ def theorem_4_5_bound(entropy_rate: float, delta: float, size: int, training_sym
         ValueError: as `theorem_4_1_bound`, or if the training text is longer than d.
 
     Example:
-        >>> round(theorem_4_5_bound(0.325083, 0.1, 200, training_symbols=200), 3)
+        >>> round(theorem_4_5_bound(SwitchingSource(1, 0.1, 0.1), 200, training_symbols=200), 3)
         0.579
     """
     if training_symbols > size:
         raise ValueError(f"training_symbols: got {training_symbols}; expected at most d = {size}")
-    return theorem_4_1_bound(entropy_rate, delta, size)
+    return theorem_4_1_bound(source, size)
 
 
 def block_loss(source: MarkovSource | SwitchingSource, block: int) -> float:
@@ -181,11 +179,14 @@ def token_cross_entropy(
     return -float(sum(frequencies[i] * log_probability(source, vocabulary[i]) for i in used))
 
 
-def _reduction_bound(entropy_rate: float, delta: float, information: float, given: str) -> float:
+def _reduction_bound(source: MarkovSource | SwitchingSource, information: float, given: str) -> float:
     """H_inf / (1 - eps) with eps = log(1 / delta) / information."""
+    if source.order > 1:
+        raise ValueError(f"source: got order {source.order}; expected order 0 or 1, of which the theorem speaks")
+    delta = smallest_transition(source)
     if not 0 < delta < 1:
-        raise ValueError(f"delta: got {delta}; expected a probability strictly between 0 and 1")
+        raise ValueError(f"source: got delta = {delta}; expected transition probabilities strictly between 0 and 1")
     epsilon = math.log(1 / delta) / information if information > 0 else math.inf
     if epsilon >= 1:
         raise ValueError(f"{given}, so eps = {epsilon:.3g}; expected eps = log(1/delta) / (...) below 1")
-    return entropy_rate / (1 - epsilon)
+    return source.entropy_rate() / (1 - epsilon)

@@ -145,7 +145,7 @@ def training_data(
     """Checked training sequences and the alphabet that follows from them.
 
     Args:
-        sequences: 1-D integer arrays, or the rows of a 2-D array.
+        sequences: 1-D integer arrays, or the rows of a 2-D array; a single flat sequence counts as one.
         size: wanted number of tokens, None where there is no choice.
         alphabet: number of symbols, None for those seen in the sequences.
 
@@ -156,11 +156,16 @@ def training_data(
         ValueError: if a symbol is negative or outside the alphabet, nothing was seen and no alphabet given, or the
             dictionary cannot even hold the single symbols.
     """
-    data = [as_sequence(sequence, "sequences") for sequence in sequences]
+    if size is not None and not isinstance(size, int | np.integer):
+        raise ValueError(f"size: got {size!r}; expected an integer")
+    items: list[ArrayLike] = list(sequences)
+    if items and all(np.ndim(item) == 0 for item in items):
+        items = [np.array(items)]
+    data = [as_sequence(item, "sequences") for item in items]
     seen = np.unique(np.concatenate([np.unique(sequence) for sequence in data])) if data else np.zeros(0, np.int64)
     if seen.size and (seen[0] < 0 or (alphabet is not None and seen[-1] >= alphabet)):
-        last = "" if alphabet is None else str(alphabet - 1)
-        raise ValueError(f"sequences: got symbols {seen[0]}..{seen[-1]}; expected symbols in 0..{last}")
+        expected = "no negative ones" if alphabet is None else f"symbols in 0..{alphabet - 1}"
+        raise ValueError(f"sequences: got symbols {seen[0]}..{seen[-1]}; expected {expected}")
     symbols = tuple(seen.tolist()) if alphabet is None else tuple(range(alphabet))
     if not symbols:
         raise ValueError("sequences: got no symbol at all; expected at least one, or the argument `alphabet`")

@@ -1,5 +1,10 @@
 """Checkpoints: the whole training state and the position in the data, saved together by Orbax."""
 
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +12,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from experiments.errors import UserError
+
+_SPARE_BYTES = 2**19  # file tables and metadata of a checkpoint, the metrics, the result
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class Checkpoints:
@@ -29,9 +37,14 @@ class Checkpoints:
             step: number of completed updates, the checkpoint's label.
             state: pytree of arrays.
             loop: JSON-able counters.
+
+        Raises:
+            UserError: this or an earlier save could not be written.
         """
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(loop))
-        self._manager.save(step, args=items)
+        self._check_space(state)
+        with self._told():
+            self._manager.save(step, args=items)
 
     def restore(self, like: Any, shardings: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint, placed on the devices; None if there is none.
@@ -62,6 +75,31 @@ class Checkpoints:
         return restored["state"], restored["loop"]
 
     def close(self) -> None:
-        """Wait until everything is on disk; raises what a save in the background met."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is on disk.
+
+        Raises:
+            UserError: a save could not be written; the checkpoints before it are whole.
+        """
+        with self._told():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def _check_space(self, state: Any) -> None:
+        """Refuse before anything is written: threads that meet a full disk half-way print a traceback each."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            size = f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free"
+            raise UserError(f"no space left on device for a checkpoint in {self.folder}: {size}")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the file system refused, in one line; Orbax and TensorStore wrap it in several."""
+        try:
+            yield
+        except Exception as error:
+            refused = (code for code in _REFUSALS if os.strerror(code) in str(error))
+            code = next(refused, None)
+            if code is None:
+                raise
+            raise UserError(f"a checkpoint could not be saved in {self.folder}: {os.strerror(code)}") from error

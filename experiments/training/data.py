@@ -26,7 +26,7 @@ class Rows:
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns: got lengths {lengths}, expected at least one column and equal lengths")
-        self.columns = dict(columns)
+        self.columns = {name: np.asarray(column) for name, column in columns.items()}
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -75,6 +75,8 @@ class DeviceBatches:
 
     def __init__(self, data: grain.MapDataset | grain.IterDataset, sharding: Any, position: Any = None) -> None:
         """Begin at a position that `get_state` returned, or at the start."""
+        if not isinstance(data, grain.MapDataset | grain.IterDataset):
+            raise UserError(f"data: got {type(data).__name__}, expected columns by name or a Grain dataset of batches")
         if isinstance(data, grain.MapDataset):
             threads = min(16, max(1, (os.cpu_count() or 1) // 2))
             data = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
@@ -85,7 +87,11 @@ class DeviceBatches:
 
     def __next__(self) -> Any:
         """The next batch, on the devices."""
-        return jax.device_put(next(self._iterator), self._sharding)
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise UserError("the data ended before the last step: make it endless with .repeat()") from None
+        return jax.device_put(batch, self._sharding)
 
     def get_state(self) -> Any:
         """The position behind the last batch, JSON-able."""

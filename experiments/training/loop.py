@@ -9,7 +9,9 @@ A checkpoint carries them along, and a resumed training continues right behind t
 and logged once.
 """
 
+import math
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -25,9 +27,10 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.errors import UserError
+from experiments.training.background import failures_raised
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import TrainConfig
-from experiments.training.data import DeviceBatches
+from experiments.training.data import DeviceBatches, batches
 from experiments.training.mesh import batch_sharding, make_mesh, state_shardings
 from experiments.training.metrics import MetricsLog, Progress
 from experiments.training.optimizer import make_optimizer
@@ -82,8 +85,8 @@ class Outcome:
 def train(
     config: TrainConfig,
     task: Task,
-    data: grain.MapDataset | grain.IterDataset,
-    folder: Path,
+    data: Mapping[str, np.ndarray] | grain.MapDataset | grain.IterDataset,
+    folder: str | Path,
     *,
     seed: int,
     label: str = "train",
@@ -93,7 +96,7 @@ def train(
     Args:
         config: steps, batch size, optimizer, mesh, when to evaluate and save.
         task: initialisation, loss and evaluation.
-        data: endless batches of pytrees of arrays with a leading batch axis; `experiments.training.data.batches`.
+        data: columns by name, drawn in an order that the seed decides; or a Grain dataset of endless batches.
         folder: for checkpoints and metrics; made if it is not there.
         seed: of the initialisation and of the keys given to the loss. Step n's key depends on (seed, n) alone.
         label: shown beside the progress.
@@ -102,21 +105,33 @@ def train(
         The outcome, its history complete whether or not the training was interrupted.
 
     Raises:
-        UserError: the mesh does not fit the devices, a checkpoint cannot be read, or it is beyond the last step.
+        UserError: the mesh does not fit the devices or the batch, a checkpoint cannot be read, or it is beyond the last
+            step.
     """
+    folder = Path(folder)
+    data = batches(data, config.batch_size, seed=seed) if isinstance(data, Mapping) else data
     mesh = make_mesh(config.mesh)
+    copies = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % copies:
+        raise UserError(
+            f"train.batch_size: got {config.batch_size}, expected a multiple of {copies}, "
+            "the number of devices along the mesh axes data and fsdp"
+        )
     optimizer = make_optimizer(config.optimizer, config.steps)
-    with jax.set_mesh(mesh), ExitStack() as opened:
+    with jax.set_mesh(mesh), failures_raised(), ExitStack() as opened:
         create, shardings, shapes = _initializer(task, optimizer, seed, mesh)
         checkpoints = opened.enter_context(closing(Checkpoints(folder / "checkpoints")))
         start = _start(checkpoints, create, shapes, shardings)
         if start.step > config.steps:
             raise UserError(f"{folder} is at step {start.step} already, beyond the {config.steps} steps asked for")
+        if start.seed not in (None, seed):
+            raise UserError(f"{folder} holds a training of seed {start.seed}, not {seed}")
+        start.seed = seed
         log = opened.enter_context(closing(MetricsLog(folder, start.step, resumed=start.resumed)))
-        batches = opened.enter_context(closing(DeviceBatches(data, batch_sharding(mesh), start.data)))
+        stream = opened.enter_context(closing(DeviceBatches(data, batch_sharding(mesh), start.data)))
         progress = opened.enter_context(closing(Progress(label, config.steps, start.step)))
         update = make_update(task.loss, optimizer, seed, shardings)
-        end = Loop(config, task.evaluate, update, batches, checkpoints, log, progress).run(start)
+        end = Loop(config, task.evaluate, update, stream, checkpoints, log, progress).run(start)
     return Outcome(end.state.params, log.columns("train"), log.columns("eval"), end.seconds)
 
 
@@ -129,13 +144,40 @@ class Position:
     data: Any = None
     seconds: float = 0.0
     pending: Metrics | None = None
+    seed: int | None = None
     resumed: bool = False
+
+
+def random_stream(seed: int, name: str) -> jax.Array:
+    """A random key for one purpose, so that no two purposes of a seed share their random numbers.
+
+    Args:
+        seed: of the training.
+        name: of the purpose; "steps" and "initialisation" are the loop's own.
+
+    Returns:
+        The key.
+
+    Example:
+        >>> bool(random_stream(0, "data") == random_stream(0, "steps"))
+        False
+    """
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def make_update(
     loss: Callable, optimizer: optax.GradientTransformation, seed: int, shardings: Any = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One jitted optimizer update: (state, batch) -> (state, metrics), the state donated.
+    """One jitted optimizer update, its state donated.
+
+    Args:
+        loss: (params, batch, key) -> (scalar, dictionary of scalars).
+        optimizer: an optax transformation.
+        seed: of the keys given to the loss; step n's key depends on (seed, n) alone.
+        shardings: pytree of shardings of the new state; None leaves them to the compiler.
+
+    Returns:
+        (state, batch) -> (state, metrics), where the metrics contain "loss".
 
     Example:
         >>> loss = lambda w, batch, key: (jnp.sum((w - batch) ** 2), {})
@@ -148,7 +190,7 @@ def make_update(
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(random_stream(seed, "steps"), state.step)
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -163,8 +205,7 @@ def _initializer(
     """How to create the first state right into its shardings, those shardings, and the shapes."""
 
     def create() -> TrainState:
-        # Another stream than the keys of the steps, which fold in step numbers from 0.
-        params = task.init(jax.random.fold_in(jax.random.key(seed), 2**31))
+        params = task.init(random_stream(seed, "initialisation"))
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     boxed = jax.eval_shape(create)
@@ -178,7 +219,7 @@ def _start(checkpoints: Checkpoints, create: Callable[[], TrainState], shapes: A
     if restored is None:
         return Position(create())
     state, loop = restored
-    return Position(state, loop["step"], loop["data"], loop["seconds"], loop["pending"], resumed=True)
+    return Position(state, **loop, resumed=True)
 
 
 @dataclass
@@ -213,7 +254,7 @@ class Loop:
                 now.resumed = False
                 if now.step == self.config.steps:
                     break
-                trace.at(now.step)
+                trace.at(now.step, now.state)
                 now.state, metrics = self.update(now.state, next(self.batches))
                 self._log_previous(now)
                 now.step, now.pending = now.step + 1, metrics
@@ -231,7 +272,7 @@ class Loop:
         jax.block_until_ready(now.state)
         now.seconds = clock.pause()
         if evaluate is not None:
-            self.log.write(now.step, "eval", jax.device_get(evaluate(now.state.params)))
+            self.log.write(now.step, "eval", _numbers(now.step, evaluate(now.state.params)))
         if saving:
             self._save(now)
         clock.resume()
@@ -239,13 +280,13 @@ class Loop:
     def _save(self, now: Position) -> None:
         # The rows up to here must be on disk before a checkpoint says that they were written.
         self.log.sync()
-        pending = None if now.pending is None else {k: float(v) for k, v in jax.device_get(now.pending).items()}
+        pending = None if now.pending is None else _numbers(now.step, now.pending)
         loop = {"step": now.step, "data": self.batches.get_state(), "seconds": now.seconds, "pending": pending}
-        self.checkpoints.save(now.step, now.state, loop)
+        self.checkpoints.save(now.step, now.state, {**loop, "seed": now.seed})
 
     def _log_previous(self, now: Position) -> None:
         if now.pending is not None:
-            values = jax.device_get(now.pending)
+            values = _numbers(now.step, now.pending)
             self.log.write(now.step, "train", values)
             self.progress.advance(values)
 
@@ -265,6 +306,17 @@ class Stopwatch:
     def resume(self) -> None:
         """Go on."""
         self._began += time.monotonic() - self._paused
+
+
+def _numbers(step: int, metrics: Metrics) -> dict[str, float]:
+    """Metrics as Python numbers; a loss that is not finite stops the training before a checkpoint keeps it."""
+    values = jax.device_get(dict(metrics))
+    for name, value in values.items():
+        if np.ndim(value):
+            raise ValueError(f"metric {name}: got shape {np.shape(value)}, expected a scalar")
+    if not math.isfinite(values.get("loss", 0.0)):
+        raise UserError(f"the loss is {values['loss']} after {step} updates; the newest checkpoint is from before")
+    return {name: float(value) for name, value in values.items()}
 
 
 def _due(step: int, every: int, last: bool) -> bool:

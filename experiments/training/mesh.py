@@ -13,8 +13,6 @@ from experiments.training.config import MeshConfig
 AXES = ("data", "fsdp", "tensor", "sequence")
 
 LOGICAL_AXIS_RULES = (
-    ("batch", ("data", "fsdp")),
-    ("length", "sequence"),
     ("vocab", "tensor"),
     ("heads", "tensor"),
     ("mlp", "tensor"),

@@ -38,11 +38,12 @@ class MetricsLog:
         atomic_write_text(self.path, _lines(self.rows))
         self._unwritten: list[Row] = []
         self._last_write = time.monotonic()
-        self._board = _board(folder / "tensorboard", step)
+        # TensorBoard forgets everything from this step on.
+        self._board = _board(folder / "tensorboard", step + 1 if resumed else 0)
 
-    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Add one row; values are scalars."""
-        row = {"step": step, "split": split, **{name: _number(value) for name, value in values.items()}}
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Add one row."""
+        row = {"step": step, "split": split, **values}
         self.rows.append(row)
         self._unwritten.append(row)
         if time.monotonic() - self._last_write > FLUSH_SECONDS:
@@ -105,7 +106,7 @@ class Progress:
         self._label, self._total, self._step, self._start = label, total, start, start
         self._began = self._shown = time.monotonic()
 
-    def advance(self, values: Mapping[str, Any]) -> None:
+    def advance(self, values: Mapping[str, float]) -> None:
         """Count one update."""
         self._step += 1
         self._bar.update()
@@ -113,7 +114,7 @@ class Progress:
         if now - self._shown < (10.0 if self._bar.disable else 0.5):
             return
         self._shown = now
-        text = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         if not self._bar.disable:
             self._bar.set_postfix_str(text, refresh=False)
             return
@@ -125,15 +126,11 @@ class Progress:
         self._bar.close()
 
 
-def _number(value: Any) -> float | int:
-    return value if isinstance(value, int | float) else np.asarray(value).item()
-
-
 def _lines(rows: list[Row]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _board(folder: Path, step: int) -> Any:
+def _board(folder: Path, purge_step: int) -> Any:
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=step)
+    return SummaryWriter(str(folder), purge_step=purge_step)

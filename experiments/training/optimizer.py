@@ -13,13 +13,21 @@ def decay_mask(params: Any) -> Any:
 
     Embeddings, learned positions, norms and biases are left alone, as in GPT-2's recipes.
 
+    Args:
+        params: pytree of dictionaries.
+
+    Returns:
+        Pytree of booleans like it.
+
     Example:
         >>> decay_mask({"up": {"kernel": 0, "bias": 0}, "embedding": 0})
         {'embedding': False, 'up': {'bias': False, 'kernel': True}}
     """
 
     def decays(path: tuple, _: Any) -> bool:
-        return any(getattr(entry, "key", None) in ("kernel", "head") for entry in path)
+        # Parameters still boxed with their axis names end in an entry of the box.
+        keys = [entry.key for entry in path if hasattr(entry, "key")]
+        return bool(keys) and keys[-1] in ("kernel", "head")
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -27,7 +35,15 @@ def decay_mask(params: Any) -> Any:
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate against the number of completed updates.
 
-    onecycle: a half cosine from peak / 100 to the peak over the first `warmup` of the steps, another down to peak / 5.
+    onecycle: a half cosine from peak / 100 to the peak over the first `warmup` of the steps, at least one step, and
+    another down to peak / 5 at the last step.
+
+    Args:
+        config: peak, kind and warm-up.
+        steps: updates of the whole training.
+
+    Returns:
+        Learning rate as a function of the step.
 
     Example:
         >>> rate = make_schedule(OptimizerConfig(learning_rate=1.0), 100)
@@ -36,14 +52,23 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """
     if config.schedule == "constant":
         return optax.schedules.constant_schedule(config.learning_rate)
+    # optax truncates the warm-up to whole steps, and one of none would start at the peak.
+    warmup = min(1.0, max(config.warmup, (1 + 1e-6) / steps))
     # optax divides the first rate by final_div_factor: peak / (100 * 0.05) = peak / 5.
     return optax.schedules.cosine_onecycle_schedule(
-        steps, config.learning_rate, pct_start=config.warmup, div_factor=100.0, final_div_factor=0.05
+        steps, config.learning_rate, pct_start=warmup, div_factor=100.0, final_div_factor=0.05
     )
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW on the schedule, after clipping by global norm if asked for.
+
+    Args:
+        config: rates and decays.
+        steps: updates of the whole training.
+
+    Returns:
+        An optax transformation.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,9 +1,15 @@
-"""A result file outside the checkout, as a user would write it, without JAX."""
+"""A result file outside the checkout, as a user would write it, without JAX; and the command line called on it."""
 
+import dataclasses
+import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TOY = '''"""A toy result: seeds divided by steps."""
 
@@ -42,6 +48,12 @@ class Config(BaseConfig):
     offset: float = 0.0  # added to every value
     sizes: tuple[int, ...] = (1, 2)
     """two of them"""
+    pairs: tuple[tuple[int, float], ...] = ((1, 0.5), (2, 0.25))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.sizes) < 1:
+            raise ValueError(f"the smallest of sizes: got {min(self.sizes)}, expected at least 1")
 
 
 PRESETS = {"smoke": Config(seeds=(0,)), "cpu": Config(train=Train(steps=100))}
@@ -108,3 +120,62 @@ def call(capsys):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def demo(toy, monkeypatch) -> Path:
+    """The toy as the result demo/toy of a paper."""
+    from experiments.registry import load_path
+
+    toy.write_text(toy.read_text().replace('"toy/', '"demo/'))
+
+    def load(_id):
+        return dataclasses.replace(load_path(toy), id="demo/toy", target="demo/toy")
+
+    for name in ("evidence", "reporting.collect", "commands.list", "commands.report", "commands.show"):
+        module = importlib.import_module(f"experiments.{name}")
+        monkeypatch.setattr(module, "load_id", load)
+        monkeypatch.setattr(module, "discover", lambda: {"demo/toy": toy})
+    monkeypatch.setattr(importlib.import_module("experiments.commands.run"), "select", lambda _: [load("demo/toy")])
+    return toy
+
+
+@pytest.fixture
+def two_sizes(demo) -> Path:
+    """The result demo/toy with a preset gpu, at which demo/small is not measured."""
+    text = demo.read_text().replace('"cpu": 0.02}', '"cpu": 0.02, "gpu": 0.03}')
+    text = text.replace("PRESETS = {", 'PRESETS = {"gpu": Config(train=Train(steps=1000)), ')
+    small = '**({"demo/small": values} if config.train.steps < 1000 else {}),'
+    demo.write_text(text.replace('"demo/small": values,', small))
+    return demo
+
+
+@pytest.fixture
+def process():
+    """Calls the command line in a process of its own."""
+
+    def run(*words: object, cwd: Path | None = None, **options) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+        command = [sys.executable, "-m", "experiments", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, **options)
+
+    return run
+
+
+@pytest.fixture
+def refused():
+    """Takes the outcome of a call that was refused: one line, which it returns."""
+
+    def line(outcome: tuple[int, str, str]) -> str:
+        status, out, err = outcome
+        assert status == 2 and out == "", outcome
+        assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return line
+
+
+@pytest.fixture
+def run_folders():
+    """Lists the run folders of the current folder."""
+    return lambda: sorted(path.parent for path in Path("runs").glob("**/config.json"))

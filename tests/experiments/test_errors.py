@@ -32,6 +32,66 @@ def test_a_value_error_from_inside_a_library_keeps_its_traceback():
     assert one_line(raised({}.__getitem__, "x")) is None
 
 
+OUTSIDE = """
+def one_liner(x):
+    if x: raise ValueError(f"x: got {x}, expected 0")
+
+def over_lines(x):
+    raise ValueError(
+        f"x: got {x}, "
+        f"expected {len('')}"
+    )
+
+def passed_on(x):
+    try:
+        one_liner(x)
+    except ValueError as error:
+        raise error
+
+def unequal(x):
+    return list(zip([x], [], strict=True))
+
+def literal(x):
+    return int(f"{x}a")
+
+def inside_a_raise(x):
+    raise ValueError(
+        f"x: got {int(str(x) + 'a')}"
+    )
+
+def inside_a_library(x):
+    import json
+    try:
+        return json.loads("{")
+    except ValueError as error:
+        raise error
+
+def unpacked(x):
+    first, second = [x]
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        ("one_liner", "x: got 2, expected 0"),
+        ("over_lines", "x: got 2, expected 0"),
+        ("passed_on", "x: got 2, expected 0"),
+        ("unequal", None),
+        ("literal", None),
+        ("inside_a_raise", None),
+        ("inside_a_library", None),
+        ("unpacked", None),
+    ],
+)
+def test_only_a_value_error_that_our_code_raises_itself_is_a_mistake(tmp_path, function, line):
+    path = tmp_path / "outside.py"
+    path.write_text(OUTSIDE)
+    names = {"__name__": "outside"}
+    exec(compile(OUTSIDE, str(path), "exec"), names)
+    assert one_line(raised(names[function], 2)) == line
+
+
 @pytest.mark.parametrize(
     "message",
     [

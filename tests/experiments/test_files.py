@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.errors import UserError
-from experiments.files import atomic_write_bytes, make_folder, read_json, to_plain, write_json
+from experiments.files import atomic_write_bytes, make_folder, read_json, replace_folder, to_plain, write_json
 
 
 def no_space(*_arguments, **_keywords):
@@ -87,3 +87,32 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
         with pytest.raises(UserError, match="file is a file, and a folder is needed"):
             make_folder(path)
     assert make_folder(tmp_path / "a" / "b") == Path(tmp_path / "a" / "b")
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    folder = tmp_path / "deep" / "cpu"
+    replace_folder(folder, {"a": b"1", "b": b"2"})
+    replace_folder(folder, {"a": b"3"})
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("a", b"3")]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("survive", range(4))
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch, survive):
+    """Two files and two renames of folders: whichever fails, the old files are there and nothing else is."""
+    folder = tmp_path / "cpu"
+    replace_folder(folder, {"a": b"1", "b": b"2"})
+    original, calls = os.replace, []
+
+    def fill(*arguments):
+        calls.append(arguments)
+        if len(calls) == survive + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fill)
+        with pytest.raises(OSError, match="No space left"):
+            replace_folder(folder, {"a": b"3", "b": b"4"})
+    assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == [("a", b"1"), ("b", b"2")]
+    assert list(tmp_path.iterdir()) == [folder]

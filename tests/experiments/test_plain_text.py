@@ -46,7 +46,7 @@ def test_an_id_is_not_broken():
         (0.25, (0.25, 0.25), "0.25"),
         (0.25, None, "0.25"),
         (None, None, "-"),
-        (math.nan, None, "nan"),
+        (math.nan, None, "not finite"),
     ],
 )
 def test_an_interval_shows_two_digits_of_its_half_width(center, ci95, text):
@@ -54,7 +54,15 @@ def test_an_interval_shows_two_digits_of_its_half_width(center, ci95, text):
 
 
 def test_claims_without_measurement_are_shown():
-    record = {"claim": "demo/a", "measured": None, "ci95": None, "n": 0, "test": "within", "expected": 1.0}
+    record = {
+        "claim": "demo/a",
+        "measured": None,
+        "ci95": None,
+        "values": [],
+        "n": 0,
+        "test": "within",
+        "expected": 1.0,
+    }
     text = claims_table([{**record, "tolerance": 0.5, "verdict": "not run"}])
     assert "demo/a" in text and "1 ± 0.5" in text and "not run" in text
     assert claims_table([]) == "no claims"

@@ -76,7 +76,8 @@ def test_an_outside_file_hides_no_module_that_is_in_use(toy):
         ("PRESETS = {", "PRESETS = {}\nOTHER = {", "PRESETS is empty"),
         (
             "from experiments.results import Config as BaseConfig",
-            "BaseConfig = dataclass(frozen=True)(type('B', (), {'__annotations__': {'seeds': tuple}, 'seeds': (0,)}))",
+            "BaseConfig = dataclass(frozen=True)(type('B', (), {'__annotations__': {'seeds': tuple}, 'seeds': (0,),"
+            " '__post_init__': lambda self: None}))",
             "must be a frozen dataclass that inherits",
         ),
         ('Claim("toy/exact"', 'Claim("toy/small"', "CLAIMS repeats an id"),
@@ -115,3 +116,11 @@ def _about(headline):
 def test_the_nearest_name_may_lack_its_folder():
     assert unknown("result", "entropy_gpa", ["tokenization/entropy_gap"]).endswith("nearest: tokenization/entropy_gap")
     assert unknown("preset", "zzz", ["smoke", "cpu"]).endswith("there is: smoke, cpu")
+
+
+def test_an_unknown_name_is_answered_with_few_names():
+    many = [f"--config.train.optimizer.part{number}" for number in range(30)]
+    line = unknown("flag", "--QQ", ["--preset", *many])
+    assert "nearest: " in line and line.count(", ") == 2
+    assert unknown("flag", "--PRESET", ["--preset", *many]) == "unknown flag '--PRESET'; nearest: --preset"
+    assert unknown("preset", "zz", ["smoke", "cpu"]) == "unknown preset 'zz'; there is: smoke, cpu"

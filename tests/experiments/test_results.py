@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,14 @@ from experiments.results import Claim, Config, load
 
 @pytest.mark.parametrize(
     ("seeds", "told"),
-    [((), "at least one"), ((1, 1), "distinct"), ((0, -1), "from 0"), ((0.5,), "integers"), ((True,), "integers")],
+    [
+        ((), "at least one"),
+        ((1, 1), "distinct"),
+        ((0, -1), "from 0"),
+        ((2**31,), "2\\*\\*31"),
+        ((0.5,), "integers"),
+        ((True,), "integers"),
+    ],
 )
 def test_config_refuses_seeds(seeds, told):
     with pytest.raises(ValueError, match=f"^seeds must .*{told}"):
@@ -73,3 +82,14 @@ def test_load_falls_back_on_the_committed_result(toy, call, tmp_path, monkeypatc
     assert stored.path == committed
     assert stored.series["curve"]["y"].shape == (3,)
     assert not Path("runs/demo").exists()
+
+
+def test_load_of_a_registered_result_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom experiments import results\n"
+        "assert results.load('tokenization/entropy_gap').series\n"
+        "heavy = ('jax', 'flax', 'grain', 'matplotlib', 'tokenizers', 'tyro', 'scipy')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -71,6 +71,8 @@ def test_each_difference_must_be_allowed_by_name_and_is_recorded(tmp_path):
             pytest.fail("it was let in")
         assert runs.is_finished(tmp_path)
     with writing(tmp_path, now, ["train.steps", "train.rate", "preset"]):
+        assert runs.is_finished(tmp_path) and check_identity(tmp_path, IDENTITY) == []
+        runs.replace_result(tmp_path, now)
         assert not runs.is_finished(tmp_path)
     assert read_json(tmp_path / "config.json")["preset"] == "gpu"
     assert read_json(tmp_path / "allowed.json") == [

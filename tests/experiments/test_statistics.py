@@ -83,8 +83,18 @@ def test_verdict_without_enough_measurements():
     claim = Claim("demo/a", "a number", "below", 1.0)
     assert verdict(claim, [], "cpu") == "not run"
     assert verdict(claim, [0.0], "cpu") == "inconclusive"
-    assert verdict(claim, [0.0, math.nan], "paper") == "inconclusive"
     assert verdict(claim, SPREAD, "smoke") == "not run"
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("test", ["within", "below", "above"])
+def test_verdict_of_a_run_that_diverged(poison, test):
+    claim = Claim("demo/a", "a number", test, 0.0)
+    assert verdict(claim, [0.0, poison, 0.0], "cpu") == "does not hold"
+    assert verdict(claim, [poison], "paper") == "does not hold"
+    exact = Claim("demo/a", "a number", test, 0.0, deterministic=True)
+    assert verdict(exact, [poison], "gpu") == "does not hold"
+    assert verdict(exact, [poison], "smoke") == "not run"
 
 
 def test_paired_differences_keep_the_seeds_together():

@@ -139,15 +139,52 @@ def test_wrong_tokens_are_refused_by_name(tokens, message):
         gpt2().init(jax.random.key(0), tokens)
 
 
-def test_a_full_cache_is_refused():
+def test_a_full_cache_is_refused_and_inside_jit_gives_nan():
     model = gpt2(cache=4, positions=0)
     tokens, variables = build(model, length=4)
-    _, state = apply(model, variables, tokens)
-    assert state.position.tolist() == [4, 4]
+    logits, state = apply(model, variables, tokens)
+    assert state.position.tolist() == [4, 4] and np.isfinite(logits).all()
     with pytest.raises(ValueError, match="1 more tokens do not fit a cache of 4 slots"):
         model.apply(variables, tokens[:, 0], state, method="step")
     with pytest.raises(ValueError, match="5 more tokens"):
-        apply(model, variables, jnp.zeros((1, 5), jnp.int32))
+        model.apply(variables, jnp.zeros((1, 5), jnp.int32))
+    logits, state = apply(model, variables, tokens[:, 0], state, method="step")
+    assert np.isnan(logits).all()
+    assert np.isnan(apply(model, variables, tokens, state)[0]).all()
+
+
+def test_more_tokens_than_positions_are_refused_and_inside_jit_give_nan():
+    model = gpt2(cache=8, positions=4)
+    tokens, variables = build(model, length=4)
+    logits, state = apply(model, variables, tokens)
+    assert np.isfinite(logits).all()
+    with pytest.raises(ValueError, match="tokens: got length 5, expected at most max_length=4"):
+        model.apply(variables, tokens[:, 0], state, method="step")
+    assert np.isnan(apply(model, variables, tokens[:, 0], state, method="step")[0]).all()
+
+
+def test_a_language_model_refuses_a_mixer_that_sees_the_future():
+    backbone = Backbone(mixer=partial(SoftmaxAttention, num_heads=2, causal=False), num_layers=1, width=8)
+    model = CausalLM(backbone, vocab_size=5)
+    with pytest.raises(ValueError, match="SoftmaxAttention: causal not supported"):
+        model.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": jnp.zeros((2, 3, 7))}, r"x: got shape \[2, 3, 7\], expected \(B, L, 8\)"),
+        ({"x": jnp.zeros((3, 8))}, r"x: got shape \[3, 8\]"),
+        ({"x": jnp.zeros((2, 0, 8))}, "with L from 1"),
+        ({"mask": jnp.ones((2, 4), bool)}, r"mask: got bool\[2, 4\], expected bool\[2, 3\]"),
+        ({"mask": jnp.ones((2, 3), jnp.int32)}, r"mask: got int32\[2, 3\], expected bool\[2, 3\]"),
+        ({"segment_ids": jnp.ones((2, 3))}, r"segment_ids: got float32\[2, 3\], expected integer\[2, 3\]"),
+    ],
+)
+def test_wrong_arguments_of_the_backbone_are_refused_by_name(arguments, message):
+    backbone = Backbone(mixer=partial(SoftmaxAttention, num_heads=2), num_layers=1, width=8)
+    with pytest.raises(ValueError, match=message):
+        backbone.init(jax.random.key(0), **{"x": jnp.zeros((2, 3, 8)), **arguments})
 
 
 def test_heads_must_divide_the_width():

@@ -85,8 +85,14 @@ def test_user_project(site: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_committed_results_are_found_in_the_wheel(site: Path, tmp_path: Path) -> None:
-    done = run_outside(site, tmp_path, "-m", "experiments", "list")
-    assert done.returncode == 0, done.stderr
-    committed = {path.parent.parent for path in (ROOT / "experiments").glob("*/results/*/cpu/result.json")}
+    committed = sorted(path.parent for path in (ROOT / "experiments").glob("*/results/*/cpu/result.json"))
+    assert committed
     for folder in committed:
-        assert f"{folder.parent.parent.name}/{folder.name}" in done.stdout
+        id = f"{folder.parents[2].name}/{folder.parent.name}"
+        done = run_outside(site, tmp_path, "-m", "experiments", "show", id, "--preset", "cpu")
+        assert done.returncode == 0, done.stderr
+        stored = site / folder.relative_to(ROOT)
+        assert f"folder:   {stored}\n" in done.stdout and f"figure: {stored / 'figure.png'}\n" in done.stdout
+        assert all(
+            claim["claim"] in done.stdout for claim in json.loads((folder / "result.json").read_text())["claims"]
+        )

@@ -196,3 +196,23 @@ def test_minimum_is_respected() -> None:
     kernel = MarkovSource.random(KEY, 2, 4, minimum=0.05).kernel
     assert kernel.min() >= 0.05
     np.testing.assert_allclose(kernel.sum(axis=-1), 1.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [5, (5,), (2, 3, 4), (2.0, 3), (True, 3), (-1, 3), "23"])
+def test_a_shape_that_is_no_pair_of_counts_is_refused(shape: object) -> None:
+    with pytest.raises(ValueError, match="shape: got .*; expected \\(batch, length\\)"):
+        random_source(1, 2).sample(KEY, shape)
+
+
+@pytest.mark.parametrize("r", [1.5, 2.0, -1, True])
+@pytest.mark.parametrize("source", [random_source(2, 2), SwitchingSource(2, 0.3, 0.2)])
+def test_a_block_length_that_is_no_count_is_refused(source: MarkovSource | SwitchingSource, r: object) -> None:
+    with pytest.raises(ValueError, match="r: got .*; expected an integer, 0 or more"):
+        source.block_entropy(r)
+    assert type(source.block_entropy(np.int64(3))) is float
+
+
+@pytest.mark.parametrize("kernel", [[[0.5, 0.5], [1.0]], "kernel", [[None, 1]]])
+def test_a_kernel_that_is_no_rectangle_of_numbers_is_refused(kernel: object) -> None:
+    with pytest.raises(ValueError, match="kernel: got "):
+        MarkovSource(kernel)

@@ -28,6 +28,21 @@ def test_known_entropies(order: int, p: float, q: float, rate: float, unigram: f
     assert abs(source.unigram_entropy() - unigram) < 1e-6
 
 
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("rare", ["staying", "switching"])
+def test_unigram_entropy_over_entropy_rate_is_unbounded(order: int, rare: str) -> None:
+    """H(pi) / H_inf = log 2 / h(delta) for p = q = 1 - delta and for p = q = delta: it grows beyond any number."""
+    ratios = []
+    for delta in (0.1, 1e-2, 1e-4, 1e-6):
+        p = 1 - delta if rare == "staying" else delta
+        source = SwitchingSource(order, p, p)
+        ratios.append(source.unigram_entropy() / source.entropy_rate())
+        entropy = -delta * math.log(delta) - (1 - delta) * math.log1p(-delta)
+        assert math.isclose(ratios[-1], math.log(2) / entropy, rel_tol=1e-8)
+    assert ratios == sorted(ratios)
+    assert ratios[-1] > 10_000
+
+
 @pytest.mark.parametrize(("order", "p", "q"), [(1, 0.3, 0.9), (2, 0.8, 0.8), (3, 0.05, 0.4), (4, 1.0, 0.5)])
 def test_lifted_chain_agrees(order: int, p: float, q: float) -> None:
     source = SwitchingSource(order, p, q)

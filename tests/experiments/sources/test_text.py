@@ -40,24 +40,48 @@ def test_hash_sees_where_documents_end() -> None:
     assert Corpus("x", ("ab", "c")).sha256 != Corpus("x", ("c", "ab")).sha256
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_split_is_by_document_and_deterministic(seed: int) -> None:
+@pytest.mark.parametrize("folds", [2, 5, 7])
+def test_folds_are_disjoint_and_cover_the_corpus(folds: int) -> None:
     corpus = documentation()
-    train, test = corpus.split(0.2, seed)
-    assert (train, test) == corpus.split(0.2, seed)
-    assert sorted(train.documents + test.documents) == sorted(corpus.documents)
-    assert 0.2 <= test.size / corpus.size < 0.45
-    assert corpus.split(0.2, seed + 1)[1] != test
+    parts = [corpus.split(fold, folds) for fold in range(folds)]
+    assert parts == [corpus.split(fold, folds) for fold in range(folds)]
+    assert sorted(text for _, test in parts for text in test.documents) == sorted(corpus.documents)
+    for train, test in parts:
+        assert not set(train.documents) & set(test.documents)
+        for part in (train, test):
+            assert [text for text in corpus.documents if text in set(part.documents)] == list(part.documents)
+
+
+@pytest.mark.parametrize("folds", [2, 5, 7])
+@pytest.mark.parametrize("seed", range(3))
+def test_fold_sizes_differ_by_at_most_the_longest_document(folds: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(0, [3, 40, 4000][seed], 60).tolist()
+    corpus = Corpus("lengths", tuple(chr(97 + i) * length for i, length in enumerate(lengths)))
+    sizes = [corpus.split(fold, folds)[1].size for fold in range(folds)]
+    assert sum(sizes) == corpus.size
+    assert max(sizes) - min(sizes) <= max(lengths)
+
+
+def test_copies_of_a_document_stay_together() -> None:
+    corpus = Corpus("copies", ("a", "b", "a", "", "a", "b", "c"))
+    parts = [corpus.split(fold, 3)[1].documents for fold in range(3)]
+    assert parts == [("a", "a", "a"), ("b", "b"), ("c",)]
+    assert corpus.split(0, 2)[0].documents == ("b", "b", "c")
 
 
 def test_split_always_leaves_two_parts() -> None:
-    for share in (0.01, 0.5, 0.99):
-        train, test = Corpus("two", ("a", "bb")).split(share)
-        assert train.documents and test.documents
-    with pytest.raises(ValueError, match="at least two"):
-        Corpus("one", ("a",)).split()
-    with pytest.raises(ValueError, match="held_out: got 1"):
-        Corpus("two", ("a", "b")).split(1)
+    corpus = Corpus("three with text", ("a", "", "bb", "", "ccc"))
+    for folds in (2, 3):
+        for fold in range(folds):
+            assert all(part.size > 0 for part in corpus.split(fold, folds))
+    with pytest.raises(ValueError, match="documents: got 3 different ones .*each of 4 folds"):
+        corpus.split(0, 4)
+    for fold in (-1, 3):
+        with pytest.raises(ValueError, match=f"fold: got {fold}; expected 0..2"):
+            corpus.split(fold, 3)
+    with pytest.raises(ValueError, match="folds: got 1"):
+        corpus.split(0, 1)
 
 
 def test_head() -> None:

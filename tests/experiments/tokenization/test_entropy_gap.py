@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.sources import SwitchingSource
 from experiments.tokenization import entropy_gap
 from experiments.tokenization.transformer import transformer
 
@@ -24,6 +25,16 @@ def test_two_updates_of_every_preset_at_least_depth_and_widths(preset, tmp_path)
     assert result.series["BPE"]["loss"].shape == (1, len(config.widths), 3)
     # Untrained models guess uniformly: log 2 per character, log 10 per token.
     assert result.series["characters"]["loss"][0, 0, 0] == pytest.approx(np.log(2), abs=0.05)
+
+
+def test_a_longer_training_begins_with_the_same_rows():
+    config = entropy_gap.PRESETS["smoke"]
+    source = SwitchingSource(config.order, config.p, config.q)
+    longer = replace(config, train=replace(config.train, steps=700))
+    short, long = (entropy_gap._training_rows(source, c, seed=3) for c in (config, longer))
+    assert len(short) < entropy_gap.CHUNK_ROWS < len(long)
+    np.testing.assert_array_equal(long[: len(short)], short)
+    assert abs(long.mean() - 0.5) < 0.01 and len(np.unique(long, axis=0)) == len(long)
 
 
 def test_the_smallest_published_model_on_characters_has_9k_parameters():
@@ -48,6 +59,9 @@ def test_the_published_settings_are_those_of_the_paper():
         ("p", 1.5, "p: got 1.5, expected between 0 and 1"),
         ("layers", (), "the smallest of layers: got 0, expected at least 1"),
         ("character_steps", -3, "character_steps: got -3, expected at least 1"),
+        ("heads", 3, "heads: got 3, expected a divisor of each width, 20 among them"),
+        ("plateau", (10, 5), "the first step of plateau: got 10, expected between 0 and 5"),
+        ("length", 10**9, "characters to train on"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(field, value, message):

@@ -1,5 +1,6 @@
 """Theorems and exact losses: hypotheses are enforced, conclusions hold, sampling agrees with the exact numbers."""
 
+import itertools
 import math
 
 import jax
@@ -22,6 +23,7 @@ from experiments.tokenization.theory import (
 )
 
 KEY = jax.random.key(5)
+FAST = SwitchingSource(1, 0.8, 0.8)
 SOURCES = [
     SwitchingSource(1, 0.8, 0.8),
     SwitchingSource(2, 0.3, 0.2),
@@ -89,26 +91,52 @@ def test_exact_losses_need_a_prefix_closed_dictionary_over_the_source() -> None:
 
 
 @pytest.mark.parametrize("parameters", [(0.8, 0.8), (0.1, 0.1), (0.3, 0.2), (0.5, 0.9)])
-@pytest.mark.parametrize("order", [1, 2])
-def test_conclusions_of_theorems_4_3_and_4_5(order: int, parameters: tuple[float, float]) -> None:
-    source = SwitchingSource(order, *parameters)
-    delta, rate = smallest_transition(source), source.entropy_rate()
+def test_conclusions_of_theorems_4_3_and_4_5(parameters: tuple[float, float]) -> None:
+    source = SwitchingSource(1, *parameters)
+    delta = smallest_transition(source)
     assert delta >= 0.1 - 1e-12
     text = np.asarray(source.sample(KEY, (1, 1000)))
     for size in (50, 200, 1000):
         tokenizer = LZWTokenizer.train(text[:, :size], size, alphabet=2)
         losses = exact_losses(tokenizer, source)
-        assert losses.unigram <= theorem_4_5_bound(rate, delta, size, training_symbols=size)
+        assert losses.unigram <= theorem_4_5_bound(source, size, training_symbols=size)
         cross_entropy = token_cross_entropy(losses.frequencies, tokenizer.vocabulary, source)
         if cross_entropy > math.log(1 / delta):
-            assert losses.unigram <= theorem_4_3_bound(rate, delta, cross_entropy)
+            assert losses.unigram <= theorem_4_3_bound(source, cross_entropy)
+
+
+def test_the_formula_of_theorem_4_5_is_false_for_higher_orders() -> None:
+    """Why the bound refuses such sources: LZW on d symbols of an order-4 source has a higher loss."""
+    source, size = SwitchingSource(4, 0.9, 0.9), 1000
+    tokenizer = LZWTokenizer.train(np.asarray(source.sample(KEY, (1, size))), size, alphabet=2)
+    epsilon = math.log(1 / smallest_transition(source)) / (0.99 * math.log(size))
+    assert epsilon < 1
+    assert exact_losses(tokenizer, source).unigram > source.entropy_rate() / (1 - epsilon)
+
+
+def test_the_formula_of_theorem_4_3_is_false_for_higher_orders() -> None:
+    """Eight neighbours in an order-8 source are independent: blocks of 8 are rare and yet lose as much as symbols."""
+    source = SwitchingSource(8, 0.9, 0.9)
+    tokenizer = GreedyTokenizer([token for r in range(1, 9) for token in itertools.product((0, 1), repeat=r)])
+    losses = exact_losses(tokenizer, source)
+    epsilon = math.log(1 / 0.1) / token_cross_entropy(losses.frequencies, tokenizer.vocabulary, source)
+    assert epsilon < 1
+    assert math.isclose(losses.unigram, source.unigram_entropy(), rel_tol=1e-9)
+    assert losses.unigram > source.entropy_rate() / (1 - epsilon)
+
+
+def test_bounds_of_an_independent_source() -> None:
+    """Order 0 is a chain of order 1 with equal rows."""
+    law = [0.3, 0.7]
+    assert theorem_4_1_bound(MarkovSource(law), 500) == theorem_4_1_bound(MarkovSource([law, law]), 500)
 
 
 def test_published_scale_of_the_bounds() -> None:
     """Values worked out by hand from the formulas."""
-    rate = SwitchingSource(1, 0.1, 0.1).entropy_rate()
-    assert math.isclose(theorem_4_1_bound(rate, 0.1, 10_000), rate / (1 - 1 / (4 * 0.99)), rel_tol=1e-12)
-    assert math.isclose(theorem_4_3_bound(rate, 0.1, math.log(1000)), 1.5 * rate, rel_tol=1e-12)
+    source = SwitchingSource(1, 0.1, 0.1)
+    rate = source.entropy_rate()
+    assert math.isclose(theorem_4_1_bound(source, 10_000), rate / (1 - 1 / (4 * 0.99)), rel_tol=1e-12)
+    assert math.isclose(theorem_4_3_bound(source, math.log(1000)), 1.5 * rate, rel_tol=1e-12)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -148,13 +176,16 @@ def test_impossible_strings() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: theorem_4_1_bound(0.5, 0.2, 5), "eps = .*expected eps"),
-        (lambda: theorem_4_1_bound(0.5, 0.2, 1), "size: got 1"),
-        (lambda: theorem_4_1_bound(0.5, 0.0, 100), "delta: got 0.0"),
-        (lambda: theorem_4_1_bound(0.5, 1.0, 100), "delta: got 1.0"),
-        (lambda: theorem_4_3_bound(0.5, 0.2, math.log(5)), "eps = 1"),
-        (lambda: theorem_4_3_bound(0.5, 0.2, 0.0), "eps = inf"),
-        (lambda: theorem_4_5_bound(0.5, 0.2, 100, training_symbols=101), "training_symbols: got 101"),
+        (lambda: theorem_4_1_bound(FAST, 5), "eps = .*expected eps"),
+        (lambda: theorem_4_1_bound(FAST, 1), "size: got 1"),
+        (lambda: theorem_4_1_bound(SwitchingSource(1, 1.0, 0.5), 100), "source: got delta = 0.0"),
+        (lambda: theorem_4_1_bound(MarkovSource([[1.0]]), 100), "source: got delta = 1.0"),
+        (lambda: theorem_4_3_bound(FAST, math.log(5) - 1e-9), "eps = 1"),
+        (lambda: theorem_4_3_bound(FAST, 0.0), "eps = inf"),
+        (lambda: theorem_4_5_bound(FAST, 100, training_symbols=101), "training_symbols: got 101"),
+        (lambda: theorem_4_1_bound(SwitchingSource(2, 0.8, 0.8), 500), "source: got order 2"),
+        (lambda: theorem_4_3_bound(SwitchingSource(3, 0.8, 0.8), 3.3), "source: got order 3"),
+        (lambda: theorem_4_5_bound(MarkovSource.random(KEY, 4, 2), 200, training_symbols=200), "source: got order 4"),
         (lambda: block_loss(SwitchingSource(1, 0.5, 0.5), 0), "block: got 0"),
     ],
 )

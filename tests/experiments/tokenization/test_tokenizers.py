@@ -172,3 +172,17 @@ def test_vocabulary_is_checked(vocabulary: list, message: str) -> None:
 def test_block_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="block: got 0"):
         BlockTokenizer(2, 0)
+
+
+@pytest.mark.parametrize("kind", [BPETokenizer, LZWTokenizer])
+def test_a_single_flat_sequence_counts_as_one(kind: type[Tokenizer]) -> None:
+    flat = [0, 1, 0, 0, 1, 1, 1]
+    assert (
+        kind.train(flat, 3).vocabulary == kind.train([flat], 3).vocabulary == kind.train(np.array(flat), 3).vocabulary
+    )
+
+
+@pytest.mark.parametrize("kind", [BPETokenizer, LZWTokenizer])
+def test_a_size_that_is_no_integer_is_refused(kind: type[Tokenizer]) -> None:
+    with pytest.raises(ValueError, match="size: got 3.5; expected an integer"):
+        kind.train([[0, 1, 0, 0]], 3.5)

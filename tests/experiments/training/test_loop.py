@@ -4,17 +4,20 @@ import json
 from types import SimpleNamespace
 
 import chex
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AbstractMesh
 
 from experiments.errors import UserError
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import OptimizerConfig, TrainConfig
 from experiments.training.data import DeviceBatches, batches
 from experiments.training.loop import Loop, Position, Task, TrainState, make_update, train
+from experiments.training.mesh import AXES
 from experiments.training.metrics import MetricsLog
 
 STEPS = 13
@@ -138,7 +141,7 @@ def test_a_finished_training_is_returned_without_training(undisturbed, tmp_path)
     again = train(config(), Task(task.init, never, never), data, tmp_path, seed=5)
     chex.assert_trees_all_equal(again.params, expected.params)
     chex.assert_trees_all_equal(again.train, expected.train)
-    assert sorted((tmp_path / "metrics.jsonl").read_text()) == sorted(before)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 def test_each_update_gets_a_key_of_its_own():
@@ -165,6 +168,72 @@ def test_an_unreadable_checkpoint_stops_the_training(tmp_path):
             file.write_bytes(b"torn")
     with pytest.raises(UserError, match=r"checkpoint 4 in .* cannot be read"):
         train(config(steps=4), *regression(), tmp_path, seed=5)
+
+
+def test_a_half_written_last_line_of_the_metrics_is_dropped(undisturbed, tmp_path):
+    expected, _ = undisturbed
+    train(config(steps=8), *regression(), tmp_path, seed=5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "split": "tr')
+    for steps in (10, STEPS):
+        outcome = train(config(steps=steps), *regression(), tmp_path, seed=5)
+        assert len(rows(tmp_path)) == len(outcome.train["step"]) + len(outcome.evaluation["step"])
+    assert outcome.train["step"].tolist() == expected.train["step"].tolist()
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.training.loop.make_mesh", lambda _: AbstractMesh((3, 1, 1, 1), AXES))
+    with pytest.raises(UserError, match=r"train\.batch_size: got 8, expected a multiple of 3"):
+        train(config(), *regression(), tmp_path, seed=5)
+
+
+def test_columns_by_name_are_enough(tmp_path):
+    task, _ = regression(evaluate=False)
+    x = np.random.default_rng(0).standard_normal((9, 3)).tolist()
+    outcome = train(config(steps=2), task, {"x": x, "y": [0.0] * 9}, str(tmp_path), seed=0)
+    assert np.isfinite(outcome.train["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([1, 2], "data: got list, expected columns by name or a Grain dataset"),
+        (grain.MapDataset.source([{"x": np.ones((8, 3)), "y": np.ones(8)}]), "the data ended before the last step"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(tmp_path, data, message):
+    task, _ = regression()
+    with pytest.raises(UserError, match=message):
+        train(config(), task, data, tmp_path, seed=0)
+
+
+def test_a_folder_of_another_seed_is_refused(tmp_path):
+    train(config(steps=4), *regression(), tmp_path, seed=5)
+    with pytest.raises(UserError, match="holds a training of seed 5, not 6"):
+        train(config(steps=4), *regression(), tmp_path, seed=6)
+
+
+@pytest.mark.parametrize(("save_every", "kept"), [(0, []), (5, []), (4, ["4"])])
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, save_every, kept):
+    task, data = regression(evaluate=False)
+
+    def loss(params, batch, key):
+        value, metrics = task.loss(params, batch, key)
+        # The kernel grows by 0.1 per update, so the fifth update is the first whose loss is not finite.
+        return jnp.where(jnp.abs(params["kernel"]).max() > 3.2, jnp.nan, -params["kernel"].sum() + 0 * value), metrics
+
+    start = Task(lambda key: {"kernel": jnp.full(3, 3.0)}, loss)
+    with pytest.raises(UserError, match="the loss is nan after 5 updates"):
+        train(config(steps=9, save_every=save_every), start, data, tmp_path, seed=5)
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved == kept
+
+
+def test_a_metric_that_is_no_scalar_is_named(tmp_path):
+    task, data = regression(evaluate=False)
+    vector = Task(task.init, lambda p, b, k: (task.loss(p, b, k)[0], {"wide": jnp.ones(2)}))
+    with pytest.raises(ValueError, match=r"metric wide: got shape \(2,\), expected a scalar"):
+        train(config(), vector, data, tmp_path, seed=5)
 
 
 def test_more_steps_continue_and_fewer_are_refused(tmp_path):

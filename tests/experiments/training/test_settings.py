@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from experiments.errors import UserError
 from experiments.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from experiments.training.mesh import AXES, make_mesh, state_shardings
-from experiments.training.optimizer import make_optimizer, make_schedule
+from experiments.training.optimizer import decay_mask, make_optimizer, make_schedule
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,11 @@ from experiments.training.optimizer import make_optimizer, make_schedule
     [
         (lambda: TrainConfig(steps=-5), "train.steps: got -5, expected at least 1"),
         (lambda: TrainConfig(batch_size=0), "train.batch_size: got 0"),
-        (lambda: OptimizerConfig(b1=1.5), "optimizer.b1: got 1.5, expected between 0 and 1"),
+        (lambda: OptimizerConfig(b1=1), "optimizer.b1: got 1, expected at least 0 and below 1"),
+        (lambda: OptimizerConfig(learning_rate=float("inf")), "optimizer.learning_rate: got inf, expected at least 0"),
+        (lambda: OptimizerConfig(warmup=1.5), "optimizer.warmup: got 1.5, expected between 0 and 1"),
         (lambda: MeshConfig(data=0), "mesh.data: got 0, expected at least 1"),
+        (lambda: MeshConfig(sequence=2), "mesh.sequence: got 2, expected between 1 and 1"),
         (lambda: MeshConfig(data=-1, tensor=-1), "expected at most one -1"),
     ],
 )
@@ -61,8 +64,16 @@ def test_schedule_starts_at_a_hundredth_peaks_and_ends_at_a_fifth():
     assert make_schedule(OptimizerConfig(schedule="constant"), 5)(3) == 2e-3
 
 
+@pytest.mark.parametrize("steps", [2, 10, 49, 51])
+def test_a_short_training_warms_up_for_one_step(steps):
+    rate = make_schedule(OptimizerConfig(learning_rate=1.0, warmup=0.02), steps)
+    np.testing.assert_allclose([rate(0), rate(1), rate(steps)], [0.01, 1.0, 0.2], rtol=1e-5)
+
+
 def test_weight_decay_reaches_dense_kernels_only():
     params = {"dense": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "embedding": jnp.ones(2), "head": jnp.ones(2)}
+    boxed = {"head": {"kernel": nn.LogicallyPartitioned(jnp.ones(2), ("embed",)), "bias": jnp.ones(2)}}
+    assert jax.tree.leaves(decay_mask(boxed)) == [False, True]
     optimizer = make_optimizer(OptimizerConfig(schedule="constant", learning_rate=0.1, weight_decay=0.5), 10)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)

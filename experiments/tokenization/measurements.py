@@ -118,8 +118,8 @@ def _bump(rows: list[Row]) -> float:
     return row["unigram"] - _source(row).unigram_entropy()
 
 
-def _bpe_unigram(rows: list[Row]) -> float:
-    return where(rows, tokenizer="BPE, rows of 512", size=10, **_SECOND_ORDER)[0]["unigram"]
+def _bpe_unigram(tokenizer: str) -> Callable[[list[Row]], float]:
+    return lambda rows: where(rows, tokenizer=tokenizer, size=10, **_SECOND_ORDER)[0]["unigram"]
 
 
 def _lzw_minus_bpe(rows: list[Row]) -> float:
@@ -171,7 +171,8 @@ _ON_SOURCES: dict[str, Callable[[list[Row]], float]] = {
     "Th1-lzw-beats-blocks": _lzw_minus_blocks,
     "Th1-heavy-hitting-not-reached": _heavy_hitting,
     "Th1-small-dictionary-bump": _bump,
-    "Th1-bpe-unigram": _bpe_unigram,
+    "Th1-bpe-unigram": _bpe_unigram("BPE, rows of 512"),
+    "Th1-bpe-unigram-uncut": _bpe_unigram("BPE"),
     "Th1-lzw-overtakes-bpe": _lzw_minus_bpe,
 }
 

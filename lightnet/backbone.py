@@ -23,6 +23,7 @@ from lightnet.segments import run_index, token_positions
 from lightnet.typing import Array
 
 State = Any
+REMAT_POLICIES = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
 
 
 def partitioned(init: Callable, *axes: str | None) -> Callable:
@@ -73,14 +74,14 @@ class MLP(nn.Module):
         activation: element-wise function.
         use_bias: whether the dense layers have biases.
         out_scale: standard deviation of the second kernel's initial values.
-        dtype: of the computation; parameters stay float32.
+        dtype: of the computation; None takes that of the parameters it is given, float32 as they are initialised.
     """
 
     hidden: int
     activation: Callable[[Array], Array]
     use_bias: bool
     out_scale: float
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -133,7 +134,11 @@ class Backbone(nn.Module):
         mlp_ratio: hidden width of the MLP over D.
         activation: of the MLP.
         use_bias: biases in the MLP and the norms.
-        dtype: of the computation; parameters and norms stay float32.
+        dtype: of the computation, but for the statistics of norms; parameters are initialised in float32. None computes
+            in the precision of the parameters that are passed in.
+        remat: what the backward pass finds stored of each block: "none" stores all; else a policy of
+            `jax.checkpoint_policies` by name, "nothing_saveable" for the block's input alone, "dots_saveable" or
+            "dots_with_no_batch_dims_saveable" for products of matrices too. The rest is computed again.
 
     Example:
         >>> from functools import partial
@@ -152,12 +157,15 @@ class Backbone(nn.Module):
     mlp_ratio: int = 4
     activation: Callable[[Array], Array] = nn.gelu
     use_bias: bool = False
-    dtype: Any = jnp.float32
+    dtype: Any = None
+    remat: str = "none"
 
     def setup(self) -> None:
         """Declare the blocks and the final norm."""
         if self.num_layers < 1:
             raise ValueError(f"num_layers: got {self.num_layers}, expected at least 1")
+        if self.remat not in ("none", *REMAT_POLICIES):
+            raise ValueError(f"remat: got {self.remat!r}, expected none, {', '.join(REMAT_POLICIES)}")
         out_scale = 0.02 / (2 * self.num_layers) ** 0.5
 
         def mixer() -> Mixer:
@@ -171,7 +179,10 @@ class Backbone(nn.Module):
             scale = partitioned(nn.initializers.ones, "embed")
             return nn.LayerNorm(epsilon=1e-5, use_bias=self.use_bias, scale_init=scale, dtype=self.dtype)
 
-        self.blocks = [Block(mixer, mlp, norm) for _ in range(self.num_layers)]
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, policy=getattr(jax.checkpoint_policies, self.remat))
+        self.blocks = [block(mixer, mlp, norm) for _ in range(self.num_layers)]
         self.final_norm = norm()
 
     def __call__(
@@ -356,7 +367,7 @@ class CausalLM(nn.Module):
         x = self.embedding[tokens]
         if self.max_length:
             x = x + self.positions.at[position].get(mode="fill", fill_value=jnp.nan)
-        return x.astype(self.backbone.dtype)
+        return x if self.backbone.dtype is None else x.astype(self.backbone.dtype)
 
     def _logits(self, x: Array) -> Array:
         kernel = self.embedding[: self.vocab_size] if self.tied else self.head

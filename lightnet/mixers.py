@@ -32,7 +32,7 @@ class SoftmaxAttention(Mixer):
         max_length: slots of the cache; 0 keeps no state, as in training.
         use_bias: biases of the two projections.
         out_scale: standard deviation of the output projection's initial values.
-        dtype: of the computation.
+        dtype: of the computation; None takes that of the inputs and parameters.
 
     Example:
         >>> attention = SoftmaxAttention(width=4, num_heads=2)
@@ -48,7 +48,7 @@ class SoftmaxAttention(Mixer):
     max_length: int = 0
     use_bias: bool = False
     out_scale: float = 0.02
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def setup(self) -> None:
         """Declare the projections into queries, keys and values and back."""

@@ -3,23 +3,24 @@
 
 PYTHON ?= python3
 PRESET ?= cpu
+ROUNDS ?= 100
 EXTRA ?= $(shell cat .venv/extra 2>/dev/null)
 comma := ,
 VENV := .venv/bin/python
 INSTALLED := .venv/installed$(if $(EXTRA),-$(EXTRA))
 
-ifneq ($(filter-out gpu tpu parity,$(EXTRA)),)
-$(error EXTRA is one of gpu, tpu, parity; given: $(EXTRA))
+ifneq ($(filter-out gpu tpu parity gcs,$(EXTRA)),)
+$(error EXTRA is one of gpu, tpu, parity, gcs; given: $(EXTRA))
 endif
 
-.PHONY: help install reproduce reproduce-all demo test check lint types notebooks clean
+.PHONY: help install reproduce reproduce-all demo test disturb check lint types notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
-	@echo "make COMMAND [PRESET=smoke|cpu|gpu|paper] [EXTRA=gpu|tpu|parity] [PYTHON=python3]"
+	@echo "make COMMAND [PRESET=smoke|cpu|gpu|paper] [ROUNDS=100] [EXTRA=gpu|tpu|parity|gcs] [PYTHON=python3]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
 
-install: $(INSTALLED) ## make .venv and install everything into it (EXTRA=gpu or tpu for those)
+install: $(INSTALLED) ## make .venv and install everything into it (EXTRA=gpu, tpu or gcs for those)
 
 reproduce: $(INSTALLED) ## the headline results at PRESET, then the report
 	@$(VENV) -m experiments run headline --preset $(PRESET)
@@ -34,6 +35,9 @@ demo: $(INSTALLED) ## one figure and its verdicts, in two minutes
 
 test: $(INSTALLED) ## the quick tests
 	@$(VENV) -m pytest -m "not slow"
+
+disturb: $(INSTALLED) ## kill and damage ROUNDS=100 short trainings; each must end as if undisturbed
+	@$(VENV) tests/reliability/disturbance.py --rounds $(ROUNDS)
 
 check: ## all that CI does: lint, types, every test, results at smoke, notebooks, README
 	@PYTHON="$(PYTHON)" bash .ci/run

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from experiments.commands import COMMANDS, PROGRAM
+from experiments.distributed import leave
 from experiments.errors import UserError, one_line
 from experiments.registry import unknown
 
@@ -20,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words of the command line without the program; None takes those of this process.
 
     Returns:
-        Exit status: 0; 1 after a crash; 2 after a mistake, told in one line; 130 after Ctrl-C.
+        Exit status: 0; 1 after a crash; 2 after a mistake, told in one line; 75 after SIGTERM, when the same command
+        continues; 130 after Ctrl-C.
 
     Example:
         >>> main(["lsit"])
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the sign for plus-minus gets a question mark
     try:
-        return _dispatch([word for word in arguments if word != "--debug"])
+        return _dispatch(arguments)
     except SystemExit as stop:  # tyro leaves this way after --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
@@ -57,7 +59,9 @@ def _tell(error: Exception, debug: bool) -> int:
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    """Import and run the command that the first word names."""
+    """Import and run the command that the first word names; only `run` has to know of `--debug`."""
+    debug = ["--debug"] if "--debug" in arguments else []
+    arguments = [word for word in arguments if word != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if arguments else 2
@@ -66,7 +70,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         raise UserError(unknown("command", arguments[0], COMMANDS))
-    return importlib.import_module(f"experiments.commands.{arguments[0]}").main(arguments[1:])
+    return importlib.import_module(f"experiments.commands.{arguments[0]}").main(
+        [*arguments[1:], *(debug if arguments[0] == "run" else [])]
+    )
 
 
 def _version() -> str:
@@ -96,4 +102,4 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments import runs
 from experiments.errors import UserError
-from experiments.files import to_plain
+from experiments.files import as_path, to_plain
 from experiments.registry import ResultFile, discover, load_id, unknown
 from experiments.results import StoredResult
 
@@ -120,7 +120,7 @@ def find(word: str, preset: str | None = None, runs_dir: str | Path | None = Non
     Raises:
         UserError: if there is no such run, or it is not finished.
     """
-    folder = Path(word)
+    folder = as_path(word)
     if (folder / "config.json").is_file() and not runs.is_finished(folder):
         raise UserError(f"the run {folder} is not finished; the command that started it continues it")
     if (folder / "result.json").is_file():

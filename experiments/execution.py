@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Collection, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from experiments import environment, runs
 from experiments.claims import ledger
+from experiments.distributed import first_process_says, is_primary
 from experiments.errors import UserError
 from experiments.evidence import same_claims
-from experiments.files import atomic_write_bytes, read_json, to_plain, write_json
+from experiments.files import as_path, atomic_write_bytes, is_object_store, read_json, to_plain, write_json
 from experiments.plain_text import duration
 from experiments.registry import ResultFile, unknown
 from experiments.results import Claim, Config, Result
@@ -36,6 +37,7 @@ class Job:
         command: the command that makes it again.
         allow: fields in which the folder may differ from the config.
         profile: whether the first training writes a profiler trace.
+        origin: what `--init_from` or `--resume_from` gives, by the flag's name.
     """
 
     result: ResultFile
@@ -45,23 +47,25 @@ class Job:
     command: str
     allow: tuple[str, ...] = ()
     profile: bool = False
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> runs.Identity:
         """What the run folder is bound to."""
-        return identity(self.result.id, self.preset, self.config)
+        return identity(self.result.id, self.preset, self.config, self.origin)
 
 
-def identity(id: str, preset: str, config: Config) -> runs.Identity:
+def identity(id: str, preset: str, config: Config, origin: Mapping[str, str] | None = None) -> runs.Identity:
     """Identity of a run.
 
     Args:
         id: of the result.
         preset: size that gave the defaults.
         config: what is run.
+        origin: where its trainings begin, if not from nothing.
 
     Returns:
-        The identity, with the config as plain JSON values.
+        The identity, with the config as plain JSON values, and the origin among them if there is one.
 
     Raises:
         UserError: if a field of the config has no JSON form.
@@ -71,7 +75,7 @@ def identity(id: str, preset: str, config: Config) -> runs.Identity:
         {'seeds': [0]}
     """
     try:
-        return runs.Identity(id, preset, to_plain(config))
+        return runs.Identity(id, preset, {**to_plain(config), **({"origin": dict(origin)} if origin else {})})
     except TypeError as error:
         raise UserError(f"the Config of {id} cannot be recorded: {error}") from None
 
@@ -79,7 +83,8 @@ def identity(id: str, preset: str, config: Config) -> runs.Identity:
 def execute(job: Job) -> bool:
     """Run a job unless its folder is finished; interrupted runs go on with what they left in the folder.
 
-    A folder that lacks nothing but its figure, because `plot` failed, is not computed again.
+    A folder that lacks nothing but its figure, because `plot` failed, is not computed again. Of several processes the
+    first one does all of this; the others take part in the computation and write nothing.
 
     Args:
         job: what to run, and where.
@@ -88,15 +93,24 @@ def execute(job: Job) -> bool:
         Whether anything was run.
 
     Raises:
-        UserError: if the folder belongs to another run or is being written, or the result does not keep its contract.
+        UserError: if the folder belongs to another run or is being written, the result does not keep its contract, or
+            a trace shall be written to an object store.
         OSError: if the folder cannot be written.
     """
-    if _is_done(job):
+    if job.profile and is_object_store(job.run_dir):
+        raise UserError(f"--profile writes into a folder of this machine, and the run folder is {job.run_dir}")
+    if first_process_says(_is_done(job)):
         return False
+    if not is_primary():
+        if first_process_says(False):  # once it has the lock
+            _run(job)
+        return True
     with runs.writing(job.run_dir, job.identity, job.allow):
-        if _is_done(job):  # by another process, between the first look and the lock
+        done = _is_done(job)  # by another run, between the first look and the lock
+        computing = first_process_says(not done and not _is_computed(job))
+        if done:
             return False
-        if _is_computed(job):
+        if not computing:
             told = f"{job.result.id}: computed before, drawing its figure; remove {job.run_dir} to compute it again"
             print(told, file=sys.stderr, flush=True)
         else:
@@ -104,6 +118,45 @@ def execute(job: Job) -> bool:
         _draw(job)
         runs.mark_done(job.run_dir)
     return True
+
+
+def _run(job: Job) -> Result:
+    """Run the result file: all that a process other than the first does."""
+    begins: Any = nullcontext()
+    if job.origin:
+        from experiments.training.start import origin
+
+        begins = origin(**job.origin, run_dir=job.run_dir)
+    with runs.allowing(job.allow), begins:
+        return job.result.run(job.config, job.run_dir)
+
+
+@contextmanager
+def timing(run_dir: str | Path) -> Iterator[Callable[[], float]]:
+    """Count the seconds that processes work on a run, through all of its interruptions.
+
+    `seconds.json` holds them. A process adds its own when it leaves the block, also by an exception, Ctrl-C or SIGTERM;
+    one that is killed outright adds nothing, so that the sum is then too small.
+
+    Args:
+        run_dir: the run folder.
+
+    Yields:
+        A function that returns the seconds of all processes so far, this one's included.
+    """
+    path, start = as_path(run_dir) / "seconds.json", time.monotonic()
+    before = read_json(path) if path.exists() else 0.0
+
+    def total() -> float:
+        return round(before + time.monotonic() - start, 3)
+
+    try:
+        yield total
+    except BaseException:
+        with suppress(OSError):  # on a full disk, what ended the run is told
+            write_json(path, total())
+        raise
+    write_json(path, total())
 
 
 def _is_done(job: Job) -> bool:
@@ -125,10 +178,10 @@ def _compute(job: Job) -> None:
     """Run the result file, and write down what it returns."""
     write_json(job.run_dir / "env.json", environment.describe())
     print(_announcement(job), file=sys.stderr, flush=True)
-    start = time.monotonic()
-    with profiling(job.run_dir / "profile") if job.profile else nullcontext():
-        result = job.result.run(job.config, job.run_dir)
-    _write_result(job, result, time.monotonic() - start)
+    with timing(job.run_dir) as seconds:
+        with profiling(job.run_dir / "profile") if job.profile else nullcontext():
+            result = _run(job)
+        _write_result(job, result, seconds())
 
 
 def _announcement(job: Job) -> str:
@@ -205,7 +258,7 @@ def _write_result(job: Job, result: Result, seconds: float) -> None:
         "tables": result.tables,
         "series": runs.write_arrays(job.run_dir, result.series),
         "data": data,
-        "seconds": round(seconds, 3),
+        "seconds": seconds,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "env": environment.describe(),
         "command": job.command,

@@ -1,4 +1,8 @@
-"""Files that are either whole or absent: write elsewhere, fsync, rename; and JSON that every reader accepts."""
+"""Files that are either whole or absent, and JSON that every reader accepts.
+
+In a folder of this machine that is: write elsewhere, fsync, rename. On an object store an object appears as a whole
+when it was uploaded; nothing can be renamed, nothing appended to, and there are no folders to make.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -17,13 +21,63 @@ import numpy as np
 from experiments.errors import UserError
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_STORES = {"gs": "gcs", "s3": "s3", "az": "az"}  # scheme of an address -> what fsspec calls the store
+
+
+def as_path(path: str | PurePath) -> Path:
+    """A path in this machine's folders, or on an object store: the address `gs://bucket/runs` with the same methods.
+
+    Args:
+        path: of either kind.
+
+    Returns:
+        A `pathlib.Path`, or the `epath.Path` of an address, whose methods have the same names and meanings.
+
+    Raises:
+        UserError: if the address is of no known store, the package that reads the store is not installed, or
+            `pathlib.Path` has taken a slash out of an address.
+
+    Example:
+        >>> as_path("runs/a").parent
+        PosixPath('runs')
+        >>> as_path("gs:/bucket/runs")
+        Traceback (most recent call last):
+        ...
+        experiments.errors.UserError: gs:/bucket/runs is no address of an object store; write gs://bucket/runs
+    """
+    scheme, slash, rest = str(path).partition(":/")
+    if not slash or not scheme.isalnum():
+        return Path(path)
+    if not rest.startswith("/"):
+        if scheme not in _STORES:
+            return Path(path)
+        raise UserError(f"{path} is no address of an object store; write {scheme}://{rest}")
+    if scheme not in _STORES:
+        raise UserError(f"{path} is on no known object store; there is: {', '.join(f'{s}://' for s in _STORES)}")
+    return _address(str(path), scheme)
+
+
+def is_object_store(path: PurePath) -> bool:
+    """Whether a path of `as_path` is on an object store: no rename, no append, no lock, no folders.
+
+    Args:
+        path: what `as_path` returned, or something joined to it.
+
+    Returns:
+        False for a folder of this machine.
+
+    Example:
+        >>> is_object_store(as_path("runs/a"))
+        False
+    """
+    return "://" in str(path)
 
 
 def atomic_write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file so that a crash, a full disk or a reader sees the old content or the new, never a part.
 
     Args:
-        path: file to write; its folder must exist.
+        path: file to write; its folder must exist, on an object store there is none.
         content: everything that it shall contain.
 
     Raises:
@@ -36,7 +90,10 @@ def atomic_write_bytes(path: str | Path, content: bytes) -> None:
         >>> [p.name for p in folder.iterdir()], (folder / "a").read_bytes()
         (['a'], b'1')
     """
-    path = Path(path)
+    path = as_path(path)
+    if is_object_store(path):
+        path.write_bytes(content)
+        return
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(scratch, "xb") as file:
@@ -66,7 +123,7 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder and those above it, unless they exist.
+    """Make a folder and those above it, unless they exist; an object store has none to make.
 
     Args:
         path: of the folder.
@@ -78,7 +135,9 @@ def make_folder(path: str | Path) -> Path:
         UserError: if a file is in the way.
         OSError: if it cannot be made.
     """
-    path = Path(path)
+    path = as_path(path)
+    if is_object_store(path):
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -91,7 +150,7 @@ def replace_folder(path: str | Path, files: Mapping[str, bytes]) -> None:
     """Write a folder of files as a whole: a crash leaves the old files, the new ones, or no folder, never some of each.
 
     Args:
-        path: the folder; what else it contains is removed.
+        path: the folder, on this machine; what else it contains is removed.
         files: name -> content.
 
     Raises:
@@ -150,7 +209,7 @@ def read_json(path: str | Path) -> Any:
         UserError: if the file is absent or is not JSON.
     """
     try:
-        return _from_plain(json.loads(Path(path).read_text(encoding="utf-8")))
+        return from_plain(json.loads(as_path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except ValueError as error:
@@ -183,13 +242,33 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Path):
+    if isinstance(value, PurePath):
         return str(value)
     if value is None or isinstance(value, str | int | float):
         return value
     if hasattr(value, "__array__"):
         return to_plain(np.asarray(value))
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
+def from_plain(value: Any) -> Any:
+    """Undo what `to_plain` did to numbers that are not finite.
+
+    Args:
+        value: what JSON held.
+
+    Returns:
+        The same with NaN and infinities for their names.
+
+    Example:
+        >>> from_plain({"a": [1, "-Infinity"]})
+        {'a': [1, -inf]}
+    """
+    if isinstance(value, dict):
+        return {key: from_plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_plain(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _laid_out(value: Any, indent: str = "") -> str:
@@ -213,13 +292,18 @@ def _string_key(key: Any) -> str:
     return key
 
 
-def _from_plain(value: Any) -> Any:
-    """Undo what `to_plain` did to numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: _from_plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_from_plain(item) for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+def _address(path: str, scheme: str) -> Path:
+    """An address as a path; the libraries for it are imported only here."""
+    import fsspec
+    from etils import epath
+
+    # Other processes, and Orbax without fsspec, write there too: a remembered listing would hide it.
+    fsspec.config.conf.setdefault(_STORES[scheme], {}).setdefault("use_listings_cache", False)
+    try:
+        fsspec.get_filesystem_class(_STORES[scheme])
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{path} cannot be opened: {error}") from None
+    return epath.Path(path)
 
 
 def _sync_folder(folder: Path) -> None:

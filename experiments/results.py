@@ -163,7 +163,7 @@ class StoredResult:
         claims: one record per claim, with `measured`, `ci95`, `verdict` and `values`.
         tables: table -> column -> values.
         data: data set -> SHA-256 of its content.
-        seconds: wall-clock seconds of the process that finished the run.
+        seconds: wall-clock seconds of all processes that worked on the run; killed ones are not counted.
         env: versions, commit and devices.
         config: every field of the Config, as plain JSON values.
         path: the folder that it was read from.

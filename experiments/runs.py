@@ -3,17 +3,21 @@
 config.json   {id, preset, config}, written first         data.json    data set -> SHA-256
 env.json      versions, commit, devices                   allowed.json  mismatches that were allowed by name
 arrays.npz    series, key "series/field"                  result.json   claims, tables, and the shapes of the series
-figure.png, figure.svg                                    DONE          written last: without it the run is not finished
+figure.png, figure.svg                                    seconds.json  spent by the processes that ended orderly
+DONE          written last, holds the time: without it the run is not finished
+
+The folder may be on an object store (`gs://bucket/runs`). There every file is one upload and DONE a marker object, but
+there is no lock: start one run at a time.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -24,14 +28,24 @@ from typing import Any
 
 import numpy as np
 
+from experiments.distributed import is_primary
 from experiments.errors import UserError, one_line
-from experiments.files import atomic_write_bytes, atomic_write_text, make_folder, read_json, to_plain, write_json
+from experiments.files import (
+    as_path,
+    atomic_write_bytes,
+    atomic_write_text,
+    is_object_store,
+    make_folder,
+    read_json,
+    to_plain,
+    write_json,
+)
 from experiments.results import StoredResult
 
 __all__ = ["atomic_write_bytes", "atomic_write_text"]  # what result files and the loop write with
 
 # What says which run a folder is for, and nothing of what the run found.
-_BOOKKEEPING = frozenset({".lock", "allowed.json", "config.json", "data.json", "env.json"})
+_BOOKKEEPING = frozenset({".lock", "allowed.json", "config.json", "data.json", "env.json", "seconds.json"})
 _ALLOWED: ContextVar[frozenset[str]] = ContextVar("allowed mismatches", default=frozenset())
 
 
@@ -62,7 +76,7 @@ class Identity:
 
 def runs_folder(runs_dir: str | Path | None = None) -> Path:
     """Folder of all run folders: the argument, else LIGHTNET_RUNS, else `runs` in the current folder."""
-    return Path(runs_dir or os.environ.get("LIGHTNET_RUNS") or "runs")
+    return as_path(runs_dir or os.environ.get("LIGHTNET_RUNS") or "runs")
 
 
 def run_folder(identity: Identity, runs_dir: str | Path | None = None) -> Path:
@@ -82,14 +96,19 @@ def run_folder(identity: Identity, runs_dir: str | Path | None = None) -> Path:
     return runs_folder(runs_dir) / identity.id / f"{identity.preset}-{identity.hash8}"
 
 
+def allowed_mismatches() -> frozenset[str]:
+    """Fields in which the run that is being written may differ from what its folder was started with."""
+    return _ALLOWED.get()
+
+
 def is_finished(run_dir: str | Path) -> bool:
     """Whether everything of the run is on disk."""
-    return (Path(run_dir) / "DONE").is_file()
+    return (as_path(run_dir) / "DONE").is_file()
 
 
 @contextmanager
 def writing(run_dir: str | Path, identity: Identity, allow: Collection[str] = ()) -> Iterator[Path]:
-    """Hold a run folder for writing: one process at a time, bound to one identity.
+    """Hold a run folder for writing: one process at a time (not ensured on an object store), bound to one identity.
 
     Args:
         run_dir: the folder, made if absent.
@@ -104,17 +123,28 @@ def writing(run_dir: str | Path, identity: Identity, allow: Collection[str] = ()
             allowed.
         OSError: if the folder cannot be made or written.
     """
-    run_dir = Path(run_dir)
+    run_dir = as_path(run_dir)
     check_identity(run_dir, identity, allow)  # before anything is made, so that a refusal leaves nothing
-    new = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    folders = [run_dir] if is_object_store(run_dir) else [run_dir, *run_dir.parents]
+    new = [path for path in folders if not path.exists()]
     make_folder(run_dir)
-    with _lock(run_dir), _removed_after_a_mistake(new):
+    with _lock(run_dir), _removed_after_a_mistake(new), allowing(allow):
         _bind(run_dir, identity, frozenset(allow))
-        token = _ALLOWED.set(frozenset(allow))
-        try:
-            yield run_dir
-        finally:
-            _ALLOWED.reset(token)
+        yield run_dir
+
+
+@contextmanager
+def allowing(fields: Collection[str]) -> Iterator[None]:
+    """Let `record_data` and the training loop in this block accept a run folder that differs in these fields.
+
+    Args:
+        fields: as in `writing`.
+    """
+    token = _ALLOWED.set(frozenset(fields))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
 
 
 def replace_result(run_dir: str | Path, identity: Identity) -> None:
@@ -129,10 +159,11 @@ def replace_result(run_dir: str | Path, identity: Identity) -> None:
     Raises:
         OSError: if the folder cannot be written.
     """
+    run_dir = as_path(run_dir)
     for name in ("DONE", "result.json"):
-        (Path(run_dir) / name).unlink(missing_ok=True)
-    if read_json(Path(run_dir) / "config.json") != to_plain(identity):
-        write_json(Path(run_dir) / "config.json", identity)
+        (run_dir / name).unlink(missing_ok=True)
+    if read_json(run_dir / "config.json") != to_plain(identity):
+        write_json(run_dir / "config.json", identity)
 
 
 def check_identity(run_dir: str | Path, identity: Identity, allow: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -149,7 +180,7 @@ def check_identity(run_dir: str | Path, identity: Identity, allow: Collection[st
     Raises:
         UserError: if it belongs to another result, holds other files, or differs in a field that is not allowed.
     """
-    run_dir = Path(run_dir)
+    run_dir = as_path(run_dir)
     if not (run_dir / "config.json").exists():
         if run_dir.is_dir() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
             raise UserError(f"{run_dir} holds files but no config.json, so it is not a run folder")
@@ -196,6 +227,8 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 def record_data(run_dir: str | Path, data: Mapping[str, str]) -> None:
     """Bind a run folder to the data that the run reads; call once with all of its data sets, before training.
 
+    Of several processes the first one writes; the others only compare.
+
     Args:
         run_dir: the run folder.
         data: data set -> SHA-256 of its content.
@@ -213,7 +246,7 @@ def record_data(run_dir: str | Path, data: Mapping[str, str]) -> None:
         ...
         experiments.errors.UserError: ...was started with other data: digits...
     """
-    path = Path(run_dir) / "data.json"
+    path = as_path(run_dir) / "data.json"
     was = read_json(path) if path.exists() else None
     if was == dict(data):
         return
@@ -222,8 +255,10 @@ def record_data(run_dir: str | Path, data: Mapping[str, str]) -> None:
         if "data" not in _ALLOWED.get():
             names = ", ".join(change["field"] for change in changes)
             raise UserError(f"{run_dir} was started with other data: {names}; allow it with --allow_mismatch data")
-        _record_allowed(Path(run_dir), [{**change, "field": f"data.{change['field']}"} for change in changes])
-    write_json(path, dict(data))
+        if is_primary():
+            _record_allowed(path.parent, [{**change, "field": f"data.{change['field']}"} for change in changes])
+    if is_primary():
+        write_json(path, dict(data))
 
 
 def write_arrays(run_dir: str | Path, series: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -246,7 +281,7 @@ def write_arrays(run_dir: str | Path, series: Mapping[str, Mapping[str, np.ndarr
     arrays = {f"{name}/{field}": np.asarray(a) for name, fields in series.items() for field, a in fields.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    atomic_write_bytes(Path(run_dir) / "arrays.npz", buffer.getvalue())
+    atomic_write_bytes(as_path(run_dir) / "arrays.npz", buffer.getvalue())
     described: dict[str, Any] = {name: {} for name in series}
     for key, array in arrays.items():
         name, _, field = key.partition("/")
@@ -257,7 +292,8 @@ def write_arrays(run_dir: str | Path, series: Mapping[str, Mapping[str, np.ndarr
 def read_arrays(run_dir: str | Path) -> dict[str, dict[str, np.ndarray]]:
     """Series -> field -> array of a finished run."""
     series: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(Path(run_dir) / "arrays.npz", allow_pickle=False) as stored:
+    content = io.BytesIO((as_path(run_dir) / "arrays.npz").read_bytes())
+    with np.load(content, allow_pickle=False) as stored:
         for key in stored.files:
             name, _, field = key.partition("/")
             series.setdefault(name, {})[field] = stored[key]
@@ -276,34 +312,21 @@ def read_result(folder: str | Path) -> StoredResult:
     Raises:
         UserError: if it contains none, or a damaged one.
     """
-    path = Path(folder) / "result.json"
+    folder = as_path(folder)
+    path = folder / "result.json"
     stored = read_json(path)
-    names = (
-        "id",
-        "title",
-        "paper",
-        "preset",
-        "claims",
-        "tables",
-        "data",
-        "seconds",
-        "finished",
-        "env",
-        "config",
-        "command",
-        "allowed",
-    )
+    names = {field.name for field in dataclasses.fields(StoredResult)} - {"seeds", "path"}
     try:
         fields = {name: stored[name] for name in names}
-        return StoredResult(**fields, seeds=tuple(stored["seeds"]), path=Path(folder))
+        return StoredResult(**fields, seeds=tuple(stored["seeds"]), path=folder)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: no field {error}") from None
 
 
 def finished_runs(id: str, preset: str | None = None, runs_dir: str | Path | None = None) -> list[Path]:
-    """Folders of the finished runs of a result, newest first."""
+    """Folders of the finished runs of a result, the one finished last first, as DONE says: copying changes no order."""
     found = runs_folder(runs_dir).joinpath(id).glob(f"{preset or '*'}-*/DONE")
-    return [done.parent for done in sorted(found, key=lambda done: done.stat().st_mtime, reverse=True)]
+    return [done.parent for done in sorted(found, key=lambda done: done.read_text(encoding="utf-8"), reverse=True)]
 
 
 def committed_folder(id: str, preset: str) -> Path | None:
@@ -315,7 +338,7 @@ def committed_folder(id: str, preset: str) -> Path | None:
 
 def mark_done(run_dir: str | Path) -> None:
     """Write `DONE`, after everything else."""
-    atomic_write_text(Path(run_dir) / "DONE", datetime.now(UTC).isoformat(timespec="seconds") + "\n")
+    atomic_write_text(as_path(run_dir) / "DONE", datetime.now(UTC).isoformat(timespec="microseconds") + "\n")
 
 
 def _bind(run_dir: Path, identity: Identity, allow: frozenset[str]) -> None:
@@ -340,18 +363,22 @@ def _removed_after_a_mistake(new: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        written = new and {path.name for path in new[0].iterdir()} - _BOOKKEEPING
-        if new and not written and one_line(error) is not None:
-            shutil.rmtree(new[0], ignore_errors=True)
-            with suppress(OSError):  # another run may have begun beside this one
-                for folder in new[1:]:
+        made = new and new[0].exists()
+        if made and one_line(error) is not None and {path.name for path in new[0].iterdir()} <= _BOOKKEEPING:
+            with suppress(OSError):  # another run may have begun beside this one; an object store has no folders
+                for name in _BOOKKEEPING:
+                    (new[0] / name).unlink(missing_ok=True)
+                for folder in new:
                     folder.rmdir()
         raise
 
 
 @contextmanager
 def _lock(run_dir: Path) -> Iterator[None]:
-    """Refuse a second writer; the system frees the lock when the process ends, however it ends."""
+    """Refuse a second writer; the system frees the lock when the process ends, however it ends. Not on a store."""
+    if is_object_store(run_dir):
+        yield
+        return
     with open(run_dir / ".lock", "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

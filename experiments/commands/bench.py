@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from experiments.commands import PROGRAM
 from experiments.commands.flags import exactly, parse
@@ -14,7 +15,7 @@ from experiments.registry import unknown
 
 @dataclass(frozen=True)
 class Flags:
-    """Steps per second of the training loop over those of a bare jitted step, measured in turn."""
+    """The training loop against a bare jitted step, the time that saving takes, and the speed of the data."""
 
     pairs: int = 5
     """measurements of each"""
@@ -42,11 +43,21 @@ def main(arguments: Sequence[str]) -> int:
     (what,) = exactly(words, "loop")
     if what != "loop":
         raise UserError(unknown("benchmark", what, ["loop"]))
-    from experiments.training.benchmark import loop_overhead
+    from experiments.training.benchmark import data_tokens_per_second, loop_overhead, saving_overhead
 
     rows = [
-        [case.name, f"{case.step_ms:.2f}", f"{case.ratio:.3f}", f"{min(case.ratios):.3f} to {max(case.ratios):.3f}"]
+        [case.name, f"{case.step_ms:.2f}", f"{case.ratio:.3f}", _range(case.ratios)]
         for case in loop_overhead(flags.pairs, flags.seconds)
     ]
-    print(text_table(["case", "bare step, ms", "loop / bare, median", "range"], rows))
+    print(text_table(["loop", "bare step, ms", "loop / bare, median", "range"], rows))
+    rows = [
+        [f"{case.megabytes:.1f} MB", f"{case.blocked:.1%}", f"{median(case.ratios):.3f}", _range(case.ratios)]
+        for case in saving_overhead(flags.pairs, max(2, round(flags.seconds)))
+    ]
+    print("\n" + text_table(["one save per 100 steps of 10 ms", "blocked", "with / without, median", "range"], rows))
+    print(f"\ndata: {data_tokens_per_second(flags.seconds):.3g} tokens per second per process")
     return 0
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.3f} to {max(values):.3f}"

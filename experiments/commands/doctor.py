@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from experiments import environment
 from experiments.commands import PROGRAM
 from experiments.commands.flags import RunsDir, exactly, parse
+from experiments.files import is_object_store
 from experiments.registry import discover, load_id
 from experiments.runs import runs_folder
 
@@ -33,6 +35,7 @@ REQUIRED = (
 OPTIONAL = {
     "tensorflow_datasets": "published data sets",
     "tensorboardX": "TensorBoard metrics",
+    "gcsfs": "run folders at gs://",
     "huggingface_hub": "extra hf: checkpoints from the Hugging Face Hub",
     "safetensors": "extra hf: checkpoint files",
     "torch": "extra parity: comparison with PyTorch",
@@ -181,6 +184,8 @@ def _hidden() -> list[Check]:
 
 def _writable(name: str, folder: Path) -> Check:
     """Whether files can be made in a folder, which need not exist yet; leaves nothing behind."""
+    if is_object_store(folder):
+        return _writable_store(name, folder)
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=existing) as file:
@@ -190,6 +195,18 @@ def _writable(name: str, folder: Path) -> Check:
         return Check(name, True, f"{folder} is writable")
     except OSError as error:
         return Check(name, False, f"{folder}: {error.strerror or error}")
+
+
+def _writable_store(name: str, folder: Path) -> Check:
+    """Whether an object can be written, read and removed; a store's client raises whatever it likes."""
+    probe = folder / f".doctor-{secrets.token_hex(4)}"
+    try:
+        probe.write_bytes(b"x")
+        read = probe.read_bytes()
+        probe.unlink()
+        return Check(name, read == b"x", f"{folder} is writable")
+    except Exception as error:
+        return Check(name, False, f"{folder}: {_brief(error)}")
 
 
 def _brief(error: BaseException) -> str:

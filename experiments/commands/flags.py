@@ -16,13 +16,14 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from experiments.errors import UserError
+from experiments.files import as_path
 from experiments.registry import unknown
 
 _LONGEST_RANGE = 10_000
@@ -165,7 +166,7 @@ def _registry() -> ConstructorRegistry:
             nargs=1,
             metavar="PATH",
             instance_from_str=lambda words: _path(words[0]),
-            is_instance=lambda value: isinstance(value, Path | None),
+            is_instance=lambda value: isinstance(value, PurePath | None),
             str_from_instance=lambda value: [str(value)],
         )
 
@@ -185,10 +186,13 @@ def _registry() -> ConstructorRegistry:
 
 
 def _path(word: str) -> Path:
-    """A path; an empty one, as of a shell variable that is not set, would silently be the current folder."""
+    """A path or an address; an empty one, as of a shell variable that is not set, would be the current folder."""
     if not word:
         raise ValueError("needs a path, got an empty one")
-    return Path(word)
+    try:
+        return as_path(word)
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def _integers(word: str) -> list[int]:

@@ -12,18 +12,21 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments import runs
+from experiments import distributed, runs
 from experiments.commands import PROGRAM
 from experiments.commands.flags import RunsDir, exactly, flag_names, parse, parse_known
+from experiments.compilation_cache import keep_compiled_programs
 from experiments.errors import UserError, one_line
 from experiments.evidence import same_claims
 from experiments.execution import Job, execute, identity
 from experiments.plain_text import claims_table, duration, filled
+from experiments.processes import PREEMPTED, supervise
 from experiments.registry import ResultFile, discover, select, unknown
 from experiments.results import PRESET_NAMES, Config
 
-# Where a run goes, and whether it is traced, does not change its result, so the recorded command leaves these out.
-_PLACES = ("runs_dir", "run_dir", "allow_mismatch", "profile")
+# Where a run goes, in how many processes, and what is told of it does not change its result, so the recorded command
+# leaves these out.
+_PLACES = ("runs_dir", "run_dir", "allow_mismatch", "profile", "processes", "debug")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,28 @@ class Flags:
     data; several with commas"""
     profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """write a profiler trace of ten steps of the first training into the run folder"""
+    resume_from: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """run, training or checkpoint folder: trainings without checkpoints of their own go on from its state, data
+    position and counters"""
+    init_from: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """the same, but only the weights are taken and everything else begins anew; a run with either goes to a folder of
+    its own and never counts as evidence"""
+    processes: int = 1
+    """processes on this machine that share the run: on CPUs any number, each with all cores and its own (virtual)
+    devices; one for each GPU (not tried on GPUs); 1 on a TPU"""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """show the traceback of an error, and of several processes everything that any of them prints"""
+
+    def __post_init__(self) -> None:
+        """Check what no type says."""
+        if self.processes < 1:
+            raise ValueError(f"processes: got {self.processes}, expected at least 1")
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where trainings begin, if not from nothing."""
+        given = {"resume_from": self.resume_from, "init_from": self.init_from}
+        return {name: path for name, path in given.items() if path is not None}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,7 +77,8 @@ def main(arguments: Sequence[str]) -> int:
         arguments: words after `run`.
 
     Returns:
-        0, or 1 if a result crashed, 2 if one was refused, 130 after Ctrl-C.
+        0, or 1 if a result crashed, 2 if one was refused, 130 after Ctrl-C; with several processes what `supervise`
+        returns.
     """
     arguments = _with_seeds_flag(arguments)
     help_wanted = bool({"-h", "--help"} & set(arguments))
@@ -67,7 +93,34 @@ def main(arguments: Sequence[str]) -> int:
         parse(_flags(results[0], first.preset), f"{PROGRAM} run {target}", arguments, _result_description(results[0]))
     elif help_wanted:
         parse(_flags_of_many(results, first.preset), f"{PROGRAM} run {target}", arguments, _description())
-    return _run_all(_jobs(results, first, arguments, str(target)))
+    jobs = _jobs(results, first, arguments, str(target))
+    keep_compiled_programs()
+    if first.processes > 1 and not distributed.is_one_of_several():
+        commands = [_words_for(job, jobs, arguments, str(target)) for job in jobs]
+        return _supervise_all(jobs, commands, first)
+    distributed.initialize_from_environment()
+    return _run_all(jobs)
+
+
+def _supervise_all(jobs: Sequence[Job], commands: Sequence[Sequence[str]], flags: Flags) -> int:
+    """Execute jobs one after the other, each in processes of its own, so that none inherits another's failure."""
+    failures: list[int] = []
+    for job, words in zip(jobs, commands, strict=True):
+        if runs.is_finished(job.run_dir) and not runs.check_identity(job.run_dir, job.identity, job.allow):
+            _run_one(job)  # returns at once
+            continue
+        status = supervise(words, flags.processes, run=str(job.run_dir), debug=flags.debug)
+        if len(jobs) == 1 or status in (PREEMPTED, 130):
+            return status
+        if status:
+            print(f"{job.result.id} failed", file=sys.stderr)
+            failures.append(status)
+    return min(failures, default=0)
+
+
+def _words_for(job: Job, jobs: Sequence[Job], arguments: Sequence[str], target: str) -> list[str]:
+    """The command line that runs one of several jobs by itself."""
+    return ["run", *(job.result.id if word == target and len(jobs) > 1 else word for word in arguments)]
 
 
 def _run_all(jobs: Sequence[Job]) -> int:
@@ -77,10 +130,11 @@ def _run_all(jobs: Sequence[Job]) -> int:
         try:
             _run_one(job)
         except KeyboardInterrupt:
-            print(f"interrupted: the same command continues this run ({job.run_dir})", file=sys.stderr)
+            if distributed.is_primary():
+                print(f"interrupted: the same command continues this run ({job.run_dir})", file=sys.stderr)
             return 130
         except Exception as error:
-            if len(jobs) == 1:
+            if len(jobs) == 1 or distributed.is_one_of_several():
                 raise
             print(f"{job.result.id} failed", file=sys.stderr)
             failures.append(_of_result(error, job.result.id))
@@ -103,6 +157,8 @@ def _of_result(error: Exception, id: str) -> Exception:
 def _run_one(job: Job) -> None:
     """Execute one job and show its verdicts."""
     done = execute(job)
+    if not distributed.is_primary():
+        return
     stored = runs.read_result(job.run_dir)
     print("\n" + filled(f"{stored.id} ({stored.preset}): {job.result.title}"))
     print(claims_table(stored.claims))
@@ -138,14 +194,17 @@ def _jobs(results: Sequence[ResultFile], first: Flags, arguments: Sequence[str],
 
 def _job(result: ResultFile, flags: Any, config: Config, command: str) -> Job:
     """One job."""
-    bound = identity(result.id, flags.preset, config)
+    if len(flags.origin) > 1:
+        raise UserError("--resume_from and --init_from exclude each other: the first takes the weights over, too")
+    bound = identity(result.id, flags.preset, config, flags.origin)
     allow = tuple(name for words in flags.allow_mismatch for name in words.split(",") if name)
-    fields = ["preset", "data", *(name.removeprefix("config.") for name in flag_names(config))]
+    fields = ["preset", "data", "origin", "origin.resume_from", "origin.init_from"]
+    fields += [name.removeprefix("config.") for name in flag_names(config)]
     for name in allow:
         if name not in fields:
             raise UserError(f"--allow_mismatch: {unknown('field', name, fields)}")
     run_dir = flags.run_dir or runs.run_folder(bound, flags.runs_dir)
-    return Job(result, flags.preset, config, run_dir, command, allow, flags.profile)
+    return Job(result, flags.preset, config, run_dir, command, allow, flags.profile, flags.origin)
 
 
 def _flags(result: ResultFile, preset: str) -> Any:

@@ -242,20 +242,22 @@ def _train_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Steps (T,) and evaluation losses (models, T) of all depths and widths on the tokens of one tokenizer."""
     from experiments.tokenization.transformer import language_modelling, pad_rows, transformer
-    from experiments.training.data import batches
+    from experiments.training.data import examples
     from experiments.training.loop import train
 
     # The rows are independent: there is nothing to shuffle, and more steps go on with the same order.
-    stream = batches(pad_rows(fit), config.train.batch_size, seed=seed, shuffle=False)
+    data = examples(pad_rows(fit), seed=seed, shuffle=False)
     steps = config.character_steps if name == "characters" else config.train.steps
     losses = []
     for layers, width in models(config):
         # A row has at most as many tokens as characters, whatever rows are drawn.
-        model = transformer(size, config.length, layers=layers, width=width, heads=config.heads)
+        model = transformer(
+            size, config.length, layers=layers, width=width, heads=config.heads, remat=config.train.remat
+        )
         task = language_modelling(model, pad_rows(fresh), config.length)
         label = f"{name}, {layers} layers, width {width}, seed {seed}"
         folder = run_dir / "training" / label.replace(", ", "-").replace(" ", "")
-        outcome = train(replace(config.train, steps=steps), task, stream, folder, seed=seed, label=label)
+        outcome = train(replace(config.train, steps=steps), task, data, folder, seed=seed, label=label)
         losses.append(outcome.evaluation["per_symbol"])
     return outcome.evaluation["step"], np.stack(losses)
 

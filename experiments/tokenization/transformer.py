@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.training.loop import Task
+from experiments.training.task import Loss, Task
 from lightnet.backbone import Backbone, CausalLM
 from lightnet.mixers import SoftmaxAttention
 from lightnet.typing import Array
@@ -21,7 +21,9 @@ from lightnet.typing import Array
 Batch = Mapping[str, Array | np.ndarray]
 
 
-def transformer(vocab_size: int, max_tokens: int, *, layers: int, width: int, heads: int) -> CausalLM:
+def transformer(
+    vocab_size: int, max_tokens: int, *, layers: int, width: int, heads: int, remat: str = "none"
+) -> CausalLM:
     """A causal transformer that reads a start token (id `vocab_size`) and predicts tokens.
 
     Args:
@@ -30,6 +32,7 @@ def transformer(vocab_size: int, max_tokens: int, *, layers: int, width: int, he
         layers: blocks.
         width: channels D.
         heads: attention heads.
+        remat: see `Backbone`.
 
     Returns:
         The model.
@@ -43,6 +46,7 @@ def transformer(vocab_size: int, max_tokens: int, *, layers: int, width: int, he
         num_layers=layers,
         width=width,
         activation=partial(nn.gelu, approximate=False),
+        remat=remat,
     )
     return CausalLM(backbone, vocab_size=vocab_size, num_input_only=1, max_length=max_tokens, head_bias=True)
 
@@ -106,9 +110,9 @@ def language_modelling(model: CausalLM, evaluation: Batch, symbols: int) -> Task
         The task for the training loop; its metric `per_symbol` is comparable between tokenizers.
     """
 
-    def loss(variables: dict, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        nats = negative_log_likelihood(model, variables, batch).sum()
-        return nats / batch["mask"].sum(), {"per_symbol": nats / (batch["tokens"].shape[0] * symbols)}
+    def loss(variables: dict, batch: Batch, key: Array) -> Loss:
+        nats, tokens = negative_log_likelihood(model, variables, batch).sum(), batch["mask"].sum()
+        return Loss(nats / tokens, {"per_symbol": nats / (batch["tokens"].shape[0] * symbols)}, weight=tokens)
 
     @jax.jit
     def per_symbol(variables: dict, batch: Batch) -> Array:

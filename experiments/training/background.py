@@ -27,6 +27,8 @@ def failures_raised() -> Iterator[None]:
         deadline = time.monotonic() + 2
         for thread in set(threading.enumerate()) - already:
             thread.join(max(0.0, deadline - time.monotonic()))
+        # What Orbax had begun beside the write that failed is reported when it is collected, later than this block.
+        logging.getLogger("asyncio").addFilter(_is_not_an_abandoned_task)
         raise
     finally:
         threading.excepthook = before
@@ -40,3 +42,7 @@ class _FromOrbax(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _is_not_an_abandoned_task(record: logging.LogRecord) -> bool:
+    return "Task exception was never retrieved" not in record.getMessage()

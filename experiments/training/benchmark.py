@@ -1,4 +1,4 @@
-"""Steps per second of the loop against a bare jitted step in a Python loop, the two measured in turn."""
+"""What the loop costs: steps per second against a bare jitted step, time blocked by saving, data tokens per second."""
 
 import statistics
 import tempfile
@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from experiments.training.config import TrainConfig
-from experiments.training.data import DeviceBatches, batches
-from experiments.training.loop import Loop, Position, TrainState, make_update
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.config import CheckpointConfig, TrainConfig
+from experiments.training.data import DeviceBatches, examples
+from experiments.training.loop import Loop
 from experiments.training.mesh import batch_sharding, make_mesh
 from experiments.training.metrics import MetricsLog
 from experiments.training.optimizer import make_optimizer
+from experiments.training.start import Position
+from experiments.training.task import Task
+from experiments.training.update import TrainState, initial_state, make_update
 
-WIDTH, WARM_UP = 128, 20
+WIDTH, WARM_UP, SAVE_EVERY = 128, 20, 100
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,24 @@ class Overhead:
         return statistics.median(self.ratios)
 
 
+@dataclass(frozen=True)
+class Saving:
+    """What saving costs at one save per 100 steps of 10 ms.
+
+    Attributes:
+        megabytes: size of the state.
+        blocked: fraction of the time that the loop waited in a save.
+        ratios: steps per second with saves over those without, one per pair of measurements; what the threads that
+            write take away from the step shows here.
+    """
+
+    megabytes: float
+    blocked: float
+    ratios: tuple[float, ...]
+
+
 def loop_overhead(pairs: int = 5, seconds: float = 2.0) -> list[Overhead]:
-    """Compare for a 1 ms step on batches in memory and for a 10 ms step on rows that are shuffled and batched.
+    """Compare for a 1 ms and for a 10 ms step, on rows that are shuffled and batched.
 
     Args:
         pairs: measurements of each, in turn, because the speed of a shared machine drifts.
@@ -54,24 +74,68 @@ def loop_overhead(pairs: int = 5, seconds: float = 2.0) -> list[Overhead]:
     Returns:
         One comparison per case.
     """
-    random = np.random.default_rng(0)
-    rows = random.standard_normal((4096, WIDTH)).astype(np.float32)
-    in_memory = grain.MapDataset.source([{"x": rows[i : i + 16]} for i in range(0, 1024, 16)]).repeat()
-    cases = [
-        ("1 ms step, batches in memory", 1e-3, in_memory),
-        ("10 ms step, rows", 1e-2, batches({"x": rows}, 16, seed=0)),
-    ]
-    return [_compare(name, target, data, pairs, seconds) for name, target, data in cases]
+    return [_compare(f"{1e3 * target:.0f} ms step", target, pairs, seconds) for target in (1e-3, 1e-2)]
 
 
-def _compare(name: str, target: float, data: Any, pairs: int, seconds: float) -> Overhead:
+def saving_overhead(pairs: int = 5, saves: int = 2) -> list[Saving]:
+    """Measure a state of 0.2 MB and one of 12 MB.
+
+    Args:
+        pairs: measurements of each, in turn.
+        saves: saves in one measurement.
+
+    Returns:
+        One measurement per size.
+    """
+    return [_saving(extra, pairs, saves) for extra in (0, 1_000_000)]
+
+
+def data_tokens_per_second(seconds: float = 2.0, batch_size: int = 64, length: int = 512) -> float:
+    """Tokens per second that this process reads, shuffles, batches and hands to its device, with nothing else to do.
+
+    Args:
+        seconds: length of the measurement.
+        batch_size: rows of a batch.
+        length: tokens of a row.
+
+    Returns:
+        Tokens per second.
+    """
+    rows = {"tokens": np.zeros((4096, length), np.int32), "mask": np.ones((4096, length), bool)}
+    sharding = batch_sharding(make_mesh(TrainConfig().mesh))
+    with closing(DeviceBatches(examples(rows, seed=0), batch_size, sharding)) as stream:
+        for _ in range(WARM_UP):
+            jax.block_until_ready(next(stream))
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            jax.block_until_ready(next(stream))
+            count += 1
+        return count * batch_size * length / (time.perf_counter() - start)
+
+
+def _compare(name: str, target: float, pairs: int, seconds: float) -> Overhead:
     update = _calibrated(target)
     bare, ratios = [], []
     for _ in range(pairs):
         steps = WARM_UP + int(seconds / target)
         bare.append(_bare(update, steps))
-        ratios.append(_looped(update, data, steps) / bare[-1])
+        ratios.append(_looped(update, steps) / bare[-1])
     return Overhead(name, 1e3 / statistics.median(bare), tuple(ratios))
+
+
+def _saving(extra: int, pairs: int, saves: int) -> Saving:
+    update, steps = _calibrated(1e-2), WARM_UP + saves * SAVE_EVERY + SAVE_EVERY // 2
+    ratios, blocked = [], []
+    for _ in range(pairs):
+        without = _looped(update, steps, extra)
+        with tempfile.TemporaryDirectory() as folder, closing(Checkpoints(Path(folder) / "checkpoints")) as checkpoints:
+            timed = _Timed(checkpoints)
+            ratios.append(_looped(update, steps, extra, timed) / without)
+        # The first save also makes folders and threads, and the last one is that of the last state.
+        spent = timed.seconds[1:-1]
+        blocked.append(sum(spent) / len(spent) * ratios[-1] * without / SAVE_EVERY)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(_state(extra)))
+    return Saving(size / 1e6, statistics.median(blocked), tuple(ratios))
 
 
 def _calibrated(target: float) -> Callable:
@@ -83,17 +147,22 @@ def _calibrated(target: float) -> Callable:
     return update
 
 
+def _optimizer() -> optax.GradientTransformation:
+    return make_optimizer(TrainConfig().optimizer, 1000)
+
+
 def _update(depth: int) -> Callable:
     def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         h, _ = jax.lax.scan(lambda h, _: (jnp.tanh(h @ params["kernel"]), None), batch["x"], None, length=depth)
         return jnp.mean(h**2), {"mean": jnp.mean(h)}
 
-    return make_update(loss, make_optimizer(TrainConfig().optimizer, 1000), seed=0)
+    return make_update(Task(lambda key: None, loss), _optimizer(), TrainConfig(), seed=0)
 
 
-def _state() -> TrainState:
-    params = {"kernel": jax.random.normal(jax.random.key(0), (WIDTH, WIDTH)) / WIDTH**0.5}
-    return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(TrainConfig().optimizer, 1000).init(params))
+def _state(extra: int = 0) -> TrainState:
+    """A kernel, and so many parameters more that nothing reads."""
+    kernel = jax.random.normal(jax.random.key(0), (WIDTH, WIDTH)) / WIDTH**0.5
+    return initial_state({"kernel": kernel, "idle": jnp.zeros(1 + extra)}, _optimizer(), ema=False)
 
 
 def _bare(update: Callable, steps: int) -> float:
@@ -108,14 +177,18 @@ def _bare(update: Callable, steps: int) -> float:
     return (steps - WARM_UP) / (time.perf_counter() - start)
 
 
-def _looped(update: Callable, data: Any, steps: int) -> float:
+def _looped(update: Callable, steps: int, extra: int = 0, checkpoints: Any = None) -> float:
     """Steps per second of the loop with the same update, metrics and data included."""
-    config = TrainConfig(steps=steps, eval_every=0, save_every=0)
-    clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder, closing(MetricsLog(Path(folder))) as log:
-        sharding = batch_sharding(make_mesh(config.mesh))
-        with closing(DeviceBatches(data, sharding)) as stream:
-            Loop(config, None, update, stream, _Unsaved(), log, clock).run(Position(_state()))
+    every = SAVE_EVERY if checkpoints else 0
+    config = TrainConfig(steps=steps, eval_every=0, checkpoint=CheckpointConfig(every=every))
+    clock, sharding = _Clock(), batch_sharding(make_mesh(config.mesh))
+    data = examples({"x": np.random.default_rng(0).standard_normal((4096, WIDTH)).astype(np.float32)}, seed=0)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(MetricsLog(Path(folder))) as log,
+        closing(DeviceBatches(data, config.batch_size, sharding)) as stream,
+    ):
+        Loop(config, None, update, stream, checkpoints or _Unsaved(), log, clock).run(Position(_state(extra)))
     return (len(clock.times) - WARM_UP) / (clock.times[-1] - clock.times[WARM_UP - 1])
 
 
@@ -130,7 +203,25 @@ class _Clock:
 
 
 class _Unsaved:
-    """Stands in for the checkpoints; what saving costs is another question."""
+    """Stands in for the checkpoints where saving is not the question."""
 
-    def save(self, *_: Any) -> None:
+    def save(self, *_: Any, **__: Any) -> None:
         pass
+
+    def check(self) -> None:
+        pass
+
+
+class _Timed:
+    """Checkpoints that note how long each save kept the loop."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints, self.seconds = checkpoints, list[float]()
+
+    def save(self, *arguments: Any, **settings: Any) -> None:
+        start = time.perf_counter()
+        self._checkpoints.save(*arguments, **settings)
+        self.seconds.append(time.perf_counter() - start)
+
+    def check(self) -> None:
+        self._checkpoints.check()

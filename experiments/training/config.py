@@ -60,16 +60,18 @@ class OptimizerConfig:
 
     learning_rate: float = 2e-3
     """Peak learning rate."""
-    schedule: Literal["constant", "onecycle"] = "onecycle"
-    """onecycle: cosine from peak / 100 up to the peak and down to peak / 5."""
+    schedule: Literal["constant", "linear", "cosine", "onecycle"] = "onecycle"
+    """linear, cosine: up from 0, then down to 0; onecycle: cosine from peak / 100 to the peak, down to peak / 5."""
     warmup: float = 0.02
-    """Fraction of the steps until the peak (onecycle)."""
+    """Fraction of the steps until the peak; constant has none."""
     b1: float = 0.9
     """Decay of the first moment."""
     b2: float = 0.95
     """Decay of the second moment."""
     weight_decay: float = 1e-3
-    """Applied to the kernels of dense layers only."""
+    """Applied to the group "decay" only: kernels of dense layers and output heads."""
+    ssm_rate: float = 1.0
+    """Learning rate of the group "ssm" over that of the others."""
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0 does not clip."""
 
@@ -80,23 +82,65 @@ class OptimizerConfig:
         require("optimizer.b1", self.b1, 0, below=1)
         require("optimizer.b2", self.b2, 0, below=1)
         require("optimizer.weight_decay", self.weight_decay, 0)
+        require("optimizer.ssm_rate", self.ssm_rate, 0)
         require("optimizer.clip_norm", self.clip_norm, 0)
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """Which states are saved, and which of them are kept; the last state of a training always is."""
+
+    every: int = 100
+    """Save each so many updates; 0 saves the last state only."""
+    keep: int = 2
+    """Newest checkpoints to keep; the second is what a damaged first one falls back to."""
+    permanent_every: int = 0
+    """Keep for good the checkpoints of steps that are multiples of this; 0 keeps none."""
+    best: str = ""
+    """Evaluation metric, smaller is better, whose best state is saved and kept; empty: none."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require("checkpoint.every", self.every, 0)
+        require("checkpoint.keep", self.keep, 1)
+        require("checkpoint.permanent_every", self.permanent_every, 0)
+        if self.permanent_every and (not self.every or self.permanent_every % self.every):
+            raise ValueError(
+                f"checkpoint.permanent_every: got {self.permanent_every}, expected a multiple of "
+                f"checkpoint.every, {self.every}"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """One training: how long, how large a batch, and when to look, save and stop."""
+    """One training: how long, how large a batch, in which precision, and when to look, save and stop."""
 
     steps: int = 200
     """Optimizer updates."""
     batch_size: int = 16
-    """Examples per update, over all devices."""
+    """Examples per update, over all devices and processes."""
+    device_batch: int = 0
+    """Most examples that a device takes at once; larger batches are accumulated. 0: any number."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the parameters that the loss sees; they are kept and updated in float32, and the group "ssm" stays in it."""
+    remat: Literal["none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
+    """What the backward pass finds stored of each block; a policy of `jax.checkpoint_policies`, or none for all."""
+    ema_decay: float = 0.0
+    """Decay per update of the averaged parameters, which are then the ones evaluated; 0: no average."""
+    max_skipped: int = 10
+    """Updates in a row that may be skipped for a value that is not finite; one more ends the training."""
     eval_every: int = 10
     """Evaluate each so many updates, before the first and after the last; 0 never."""
-    save_every: int = 100
-    """Save a checkpoint each so many updates; 0 saves the last state only."""
+    stop_metric: str = ""
+    """Evaluation metric, smaller is better, whose stagnation ends the training; empty: none."""
+    patience: int = 5
+    """Evaluations in a row without a better `stop_metric` that end the training."""
+    workers: int = 0
+    """Processes that read data; 0 reads in threads of this one."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and schedule."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What is saved and kept."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Devices along each mesh axis."""
 
@@ -104,5 +148,12 @@ class TrainConfig:
         """Check the ranges."""
         require("train.steps", self.steps, 1)
         require("train.batch_size", self.batch_size, 1)
+        require("train.device_batch", self.device_batch, 0)
+        require("train.ema_decay", self.ema_decay, 0, below=1)
+        require("train.max_skipped", self.max_skipped, 0)
         require("train.eval_every", self.eval_every, 0)
-        require("train.save_every", self.save_every, 0)
+        require("train.patience", self.patience, 1)
+        require("train.workers", self.workers, 0)
+        for name, metric in (("stop_metric", self.stop_metric), ("checkpoint.best", self.checkpoint.best)):
+            if metric and not self.eval_every:
+                raise ValueError(f"train.{name}: got {metric!r} with eval_every 0, expected evaluations to look at")

@@ -63,6 +63,12 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     Returns:
         A pytree of `NamedSharding` like the unboxed state. An axis that a mesh axis does not divide stays whole.
     """
+    # The optimizer of one parameter group has boxes with nothing inside in the places of the others.
+    abstract_state = jax.tree.map(
+        lambda box: box if jax.tree.leaves(box) else nn.meta.unbox(box),
+        abstract_state,
+        is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
+    )
     specs = nn.logical_to_mesh(nn.get_partition_spec(abstract_state), LOGICAL_AXIS_RULES)
     shapes = nn.meta.unbox(abstract_state)
 

@@ -1,5 +1,6 @@
-"""AdamW with its schedule, from optax."""
+"""AdamW by parameter groups, with its schedule, from optax."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,36 +8,45 @@ import optax
 
 from experiments.training.config import OptimizerConfig
 
+# What parameterises a recurrence in S4, S4D, S5, Mamba and Mamba-2: the transition, the step size, the input matrix of
+# S5 and the skip. Their published recipes train these without weight decay, S4 and S5 also at a smaller rate.
+SSM_PARAMETERS = frozenset(
+    {"A_log", "A_real", "A_imag", "log_A_real", "Lambda_re", "Lambda_im", "B", "D", "dt_bias", "log_dt", "log_step"}
+)
+DECAYED_PARAMETERS = frozenset({"kernel", "head"})
 
-def decay_mask(params: Any) -> Any:
-    """True at the leaves that weight decay applies to: kernels of dense layers and an untied output head.
+Labels = Callable[[Any], Any]
 
-    Embeddings, learned positions, norms and biases are left alone, as in GPT-2's recipes.
+
+def parameter_labels(params: Any) -> Any:
+    """The group of each parameter by its name: "ssm", "decay" (kernels and untied heads) or "no_decay".
+
+    Embeddings, learned positions, norms and biases are not decayed, as in GPT-2's recipes.
 
     Args:
         params: pytree of dictionaries.
 
     Returns:
-        Pytree of booleans like it.
+        Pytree of labels like it.
 
     Example:
-        >>> decay_mask({"up": {"kernel": 0, "bias": 0}, "embedding": 0})
-        {'embedding': False, 'up': {'bias': False, 'kernel': True}}
+        >>> parameter_labels({"up": {"kernel": 0, "bias": 0}, "mix": {"A_log": 0}})
+        {'mix': {'A_log': 'ssm'}, 'up': {'bias': 'no_decay', 'kernel': 'decay'}}
     """
 
-    def decays(path: tuple, _: Any) -> bool:
+    def label(path: tuple, _: Any) -> str:
         # Parameters still boxed with their axis names end in an entry of the box.
-        keys = [entry.key for entry in path if hasattr(entry, "key")]
-        return bool(keys) and keys[-1] in ("kernel", "head")
+        name = next((entry.key for entry in reversed(path) if hasattr(entry, "key")), None)
+        return "ssm" if name in SSM_PARAMETERS else "decay" if name in DECAYED_PARAMETERS else "no_decay"
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate against the number of completed updates.
 
     onecycle: a half cosine from peak / 100 to the peak over the first `warmup` of the steps, at least one step, and
-    another down to peak / 5 at the last step.
+    another down to peak / 5 at the last step. linear and cosine: a line from 0 to the peak, then that curve down to 0.
 
     Args:
         config: peak, kind and warm-up.
@@ -50,32 +60,49 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         >>> [round(float(rate(step)), 3) for step in (0, 2, 100)]
         [0.01, 1.0, 0.2]
     """
+    peak = config.learning_rate
     if config.schedule == "constant":
-        return optax.schedules.constant_schedule(config.learning_rate)
-    # optax truncates the warm-up to whole steps, and one of none would start at the peak.
-    warmup = min(1.0, max(config.warmup, (1 + 1e-6) / steps))
-    # optax divides the first rate by final_div_factor: peak / (100 * 0.05) = peak / 5.
-    return optax.schedules.cosine_onecycle_schedule(
-        steps, config.learning_rate, pct_start=warmup, div_factor=100.0, final_div_factor=0.05
-    )
+        return optax.schedules.constant_schedule(peak)
+    if config.schedule == "onecycle":
+        # optax truncates the warm-up to whole steps, and one of none would start at the peak.
+        warmup = min(1.0, max(config.warmup, (1 + 1e-6) / steps))
+        # optax divides the first rate by final_div_factor: peak / (100 * 0.05) = peak / 5.
+        return optax.schedules.cosine_onecycle_schedule(
+            steps, peak, pct_start=warmup, div_factor=100.0, final_div_factor=0.05
+        )
+    rising = min(round(config.warmup * steps), steps - 1)
+    if config.schedule == "cosine":
+        return optax.schedules.warmup_cosine_decay_schedule(0.0, peak, rising, steps)
+    up = optax.schedules.linear_schedule(0.0, peak, max(1, rising))
+    return optax.schedules.join_schedules([up, optax.schedules.linear_schedule(peak, 0.0, steps - rising)], [rising])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW on the schedule, after clipping by global norm if asked for.
+def make_optimizer(
+    config: OptimizerConfig, steps: int, labels: Labels = parameter_labels
+) -> optax.GradientTransformation:
+    """AdamW on the schedule for each parameter group, after clipping all of them by their global norm if asked for.
 
     Args:
         config: rates and decays.
         steps: updates of the whole training.
+        labels: parameters -> pytree of "decay", "no_decay" and "ssm".
 
     Returns:
         An optax transformation.
+
+    Raises:
+        ValueError: in `init`, a label is none of the three.
 
     Example:
         >>> import jax.numpy as jnp
         >>> optimizer = make_optimizer(OptimizerConfig(), steps=10)
         >>> state = optimizer.init({"kernel": jnp.ones(3)})
     """
-    adamw = optax.adamw(
-        make_schedule(config, steps), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decay_mask
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    rate = make_schedule(config, steps)
+
+    def adamw(scale: float = 1.0, weight_decay: float = 0.0) -> optax.GradientTransformation:
+        return optax.adamw(lambda step: scale * rate(step), config.b1, config.b2, weight_decay=weight_decay)
+
+    groups = {"decay": adamw(weight_decay=config.weight_decay), "no_decay": adamw(), "ssm": adamw(config.ssm_rate)}
+    adam = optax.partition(groups, labels)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam) if config.clip_norm else adam

@@ -151,6 +151,15 @@ def two_sizes(demo) -> Path:
 
 
 @pytest.fixture
+def store(monkeypatch):
+    """The object store behind every gs:// address."""
+    from tests.experiments.object_store import stored_at_gs
+
+    with stored_at_gs(monkeypatch) as objects:
+        yield objects
+
+
+@pytest.fixture
 def process():
     """Calls the command line in a process of its own."""
 

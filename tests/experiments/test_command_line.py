@@ -45,6 +45,7 @@ def test_a_run_leaves_all_of_its_files_and_done_last(call, toy, monkeypatch, run
         "arrays.npz",
         "env.json",
         "result.json",
+        "seconds.json",
         "figure.png",
         "figure.svg",
         "DONE",

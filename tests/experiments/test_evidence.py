@@ -1,6 +1,5 @@
 """Only runs of the file as it is now speak for it."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,6 @@ from experiments.results import load
 from experiments.runs import finished_runs, run_folder
 
 
-def age(seconds: int, id: str = "toy") -> None:
-    """Make the newest run so many seconds older, since the clock of a file system may be coarse."""
-    done = finished_runs(id)[0] / "DONE"
-    os.utime(done, (done.stat().st_mtime - seconds,) * 2)
-
-
 def test_the_newest_run_of_the_preset_counts_and_changed_ones_do_not(toy, call):
     result = load_path(toy)
     assert evidence(result) == []
@@ -27,10 +20,8 @@ def test_the_newest_run_of_the_preset_counts_and_changed_ones_do_not(toy, call):
         call("run", toy, *words)
         assert evidence(result) == []
     call("run", toy)
-    age(10)
     assert [stored.seeds for stored in evidence(result)] == [(0, 1, 2)]
     call("run", toy, "--seeds", "0:5")  # more seeds are better evidence
-    age(5)
     assert [stored.seeds for stored in evidence(result)] == [(0, 1, 2, 3, 4)]
     call("run", toy, "--config.offset", "0.5")
     assert [stored.config["offset"] for stored in evidence(result)] == [0.0]
@@ -67,7 +58,6 @@ def test_a_run_that_was_continued_with_other_settings_is_no_evidence(toy, call):
 
 def test_a_run_is_found_by_folder_and_by_id(toy, call):
     call("run", toy, "--preset", "smoke")
-    age(10)
     call("run", toy)
     assert find("toy").preset == "cpu"
     assert find("toy", preset="smoke").preset == "smoke"
@@ -101,9 +91,7 @@ def test_an_id_stands_for_the_run_that_counts(demo, call):
     (toy_run,) = finished_runs("demo/toy")
     assert load("demo/toy").path == toy_run  # better than nothing
     assert "verdicts: do not count: not the settings of the preset cpu: train.steps" in call("show", "demo/toy")[1]
-    age(20, "demo/toy")
     call("run", "demo/toy")
-    age(10, "demo/toy")
     (counting, _) = finished_runs("demo/toy")
     call("run", "demo/toy", "--config.train.steps", 30)
     (newest, *_) = finished_runs("demo/toy")

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from experiments.errors import UserError
-from experiments.files import atomic_write_bytes, make_folder, read_json, replace_folder, to_plain, write_json
+from experiments.files import (
+    as_path,
+    atomic_write_bytes,
+    is_object_store,
+    make_folder,
+    read_json,
+    replace_folder,
+    to_plain,
+    write_json,
+)
 
 
 def no_space(*_arguments, **_keywords):
@@ -116,3 +125,28 @@ def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch,
             replace_folder(folder, {"a": b"3", "b": b"4"})
     assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == [("a", b"1"), ("b", b"2")]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("path", ["runs", "/a/b", ".", "a:b", "a:/b", "~/x", "1:/2", "file name/c"])
+def test_paths_of_this_machine_stay_what_they_are(path):
+    assert as_path(path) == as_path(as_path(path)) == Path(path) and type(as_path(path)) is type(Path())
+    assert not is_object_store(as_path(path))
+
+
+@pytest.mark.parametrize(
+    "path", ["gs:/bucket/x", Path("gs://bucket/x"), "s3:/b", "ftp://host/x", "http://host", "gsx://b"]
+)
+def test_what_is_no_address_of_a_store_is_refused_and_makes_no_folder(path):
+    with pytest.raises(UserError, match=r"no address of an object store; write \w\w://b|on no known object store"):
+        as_path(path)
+
+
+def test_a_store_whose_package_is_missing_is_refused(monkeypatch):
+    import fsspec
+
+    def absent(_scheme):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", absent)
+    with pytest.raises(UserError, match="gs://bucket/x cannot be opened: Please install gcsfs"):
+        as_path("gs://bucket/x")

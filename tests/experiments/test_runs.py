@@ -1,6 +1,5 @@
 """Run folders: identity, one writer, data, and what a finished one contains."""
 
-import os
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 
 from experiments import runs
 from experiments.errors import UserError
-from experiments.files import read_json
+from experiments.files import make_folder, read_json
 from experiments.runs import Identity, check_identity, differences, record_data, writing
 
 IDENTITY = Identity("demo/a", "cpu", {"seeds": [0, 1], "train": {"steps": 10, "rate": 0.5}})
@@ -169,16 +168,39 @@ def test_names_that_could_not_be_told_apart_again_are_refused(tmp_path, names):
 
 
 def test_newest_finished_run_comes_first(tmp_path):
-    for age, name in enumerate(["cpu-11111111", "cpu-22222222", "gpu-33333333"]):
+    times = ["2026-01-02T00:00:00.000001+00:00", "2026-01-02T00:00:00+00:00", "2025-12-31T23:59:59.999999+00:00"]
+    for name, time in zip(["cpu-11111111", "cpu-22222222", "gpu-33333333"], times, strict=True):
         folder = tmp_path / "demo" / "a" / name
         folder.mkdir(parents=True)
-        runs.mark_done(folder)
-        os.utime(folder / "DONE", (1000 - age, 1000 - age))
+        (folder / "DONE").write_text(f"{time}\n")
     (tmp_path / "demo" / "a" / "cpu-44444444").mkdir()  # not finished
     names = [folder.name for folder in runs.finished_runs("demo/a", None, tmp_path)]
     assert names == ["cpu-11111111", "cpu-22222222", "gpu-33333333"]
     assert [folder.name for folder in runs.finished_runs("demo/a", "gpu", tmp_path)] == ["gpu-33333333"]
     assert runs.finished_runs("demo/absent", None, tmp_path) == []
+
+
+def test_runs_that_finish_one_after_the_other_are_in_this_order(tmp_path):
+    """Also where files have no time, or one of whole seconds."""
+    names = [f"cpu-{n:08d}" for n in (3, 1, 4, 0, 5, 9, 2, 6)]
+    for name in names:
+        make_folder(tmp_path / "demo" / "a" / name)
+        runs.mark_done(tmp_path / "demo" / "a" / name)
+    assert [folder.name for folder in runs.finished_runs("demo/a", None, tmp_path)] == names[::-1]
+
+
+def test_of_several_processes_only_the_first_records_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNET_PROCESS", "1")
+    record_data(tmp_path, {"digits": "aa"})
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("LIGHTNET_PROCESS", "0")
+    record_data(tmp_path, {"digits": "aa"})
+    monkeypatch.setenv("LIGHTNET_PROCESS", "1")
+    with pytest.raises(UserError, match="other data"):
+        record_data(tmp_path, {"digits": "bb"})
+    with runs.allowing(["data"]):
+        record_data(tmp_path, {"digits": "bb"})
+    assert read_json(tmp_path / "data.json") == {"digits": "aa"}
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"id": "a"}', "not json"])

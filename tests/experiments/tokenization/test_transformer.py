@@ -43,7 +43,8 @@ def test_loss_is_per_token_and_the_metric_per_symbol(model, variables):
     batch = pad_rows([np.array([0, 1, 2]), np.array([1]), np.array([2, 2]), np.array([0, 0, 0, 0])])
     task = language_modelling(model, batch, symbols=5)
     nats = float(negative_log_likelihood(model, variables, batch).sum())
-    loss, metrics = task.loss(variables, batch, None)
+    loss, metrics, _, weight = task.loss(variables, batch, None)
+    assert weight == 10
     assert float(loss) == pytest.approx(nats / 10, rel=1e-5)
     assert float(metrics["per_symbol"]) == pytest.approx(nats / 20, rel=1e-5)
     assert float(task.evaluate(variables)["per_symbol"]) == pytest.approx(nats / 20, rel=1e-5)

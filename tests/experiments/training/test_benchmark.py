@@ -2,34 +2,47 @@
 
 import time
 
-import grain
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from experiments.__main__ import main
 from experiments.training import benchmark
-from experiments.training.loop import TrainState
+from experiments.training.data import DeviceBatches
+from experiments.training.update import Report
 
 
-def test_a_slow_source_shows_in_the_ratio(monkeypatch):
-    def update(state, batch):
-        return TrainState(state.step + 1, state.params, state.optimizer), {"loss": jnp.zeros(())}
+def idle(state, batch):
+    """An update that takes no time."""
+    return state._replace(step=state.step + 1), Report({"loss": 1.0}, -1, 0)
 
-    def slow(batch):
-        time.sleep(0.01)
-        return batch
 
-    fast = grain.MapDataset.source([{"x": np.ones((2, 2), np.float32)}]).repeat()
-    steps = benchmark.WARM_UP + 30
-    assert benchmark._looped(update, fast.map(slow), steps) < 0.5 * benchmark._looped(update, fast, steps)
+class Slow:
+    """Checkpoints that take 50 ms each."""
+
+    def save(self, *_, **__):
+        time.sleep(0.05)
+
+    def check(self):
+        pass
+
+
+def test_a_slow_source_and_slow_saves_show_in_the_ratio(monkeypatch):
+    steps, read = benchmark.WARM_UP + 110, DeviceBatches.__next__
+    fast = benchmark._looped(idle, steps)
+    timed = benchmark._Timed(Slow())
+    assert benchmark._looped(idle, steps, 0, timed) < fast
+    assert len(timed.seconds) == 2 and min(timed.seconds) >= 0.05
+    monkeypatch.setattr(DeviceBatches, "__next__", lambda self: time.sleep(0.01) or read(self))
+    assert benchmark._looped(idle, steps) < 0.5 * fast
 
 
 @pytest.mark.slow
-def test_both_cases_are_compared():
+def test_all_that_is_measured_is_there():
     fast, slow = benchmark.loop_overhead(pairs=1, seconds=0.1)
     assert len(fast.ratios) == len(slow.ratios) == 1
     assert fast.step_ms < slow.step_ms
+    small, large = benchmark.saving_overhead(pairs=1, saves=2)
+    assert 0 < small.megabytes < 1 < 10 < large.megabytes and small.blocked > 0
+    assert benchmark.data_tokens_per_second(seconds=0.1) > 0
 
 
 def test_mistakes_are_one_line(capsys):

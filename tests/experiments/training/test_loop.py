@@ -1,6 +1,10 @@
 """The loop: its order, and that an interrupted training ends where an undisturbed one does."""
 
 import json
+import os
+import shutil
+import signal
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import chex
@@ -8,17 +12,21 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AbstractMesh
 
+from experiments import runs
 from experiments.errors import UserError
 from experiments.training.checkpoint import Checkpoints
-from experiments.training.config import OptimizerConfig, TrainConfig
-from experiments.training.data import DeviceBatches, batches
-from experiments.training.loop import Loop, Position, Task, TrainState, make_update, train
+from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from experiments.training.data import DeviceBatches, examples
+from experiments.training.loop import Loop, train
 from experiments.training.mesh import AXES
 from experiments.training.metrics import MetricsLog
+from experiments.training.preemption import Preempted
+from experiments.training.start import Position, origin
+from experiments.training.task import Task
+from experiments.training.update import Report, TrainState
 
 STEPS = 13
 
@@ -38,20 +46,24 @@ def regression(evaluate=True):
         loss=loss,
         evaluate=(lambda params: {"first": params["kernel"][0]}) if evaluate else None,
     )
-    return task, batches(columns, batch_size=8, seed=3)
+    return task, examples(columns, seed=3)
 
 
-def config(steps=STEPS, save_every=4, eval_every=3):
+def config(steps=STEPS, save_every=4, eval_every=3, checkpoint=None, **settings):
     """A short training with a rate that depends on the step."""
-    return TrainConfig(steps, 8, eval_every, save_every, OptimizerConfig(learning_rate=0.1, clip_norm=1.0))
+    optimizer = OptimizerConfig(learning_rate=0.1, clip_norm=1.0)
+    checkpoint = CheckpointConfig(every=save_every, **(checkpoint or {}))
+    return TrainConfig(
+        steps=steps, batch_size=8, eval_every=eval_every, checkpoint=checkpoint, optimizer=optimizer, **settings
+    )
 
 
 class Interrupted(Exception):
     """Raised in place of a kill."""
 
 
-def test_order_is_evaluate_save_batch_step_log():
-    calls = []
+def recorded(calls, **settings):
+    """A loop whose parts write down when they are called."""
 
     def record(name, value=None):
         def call(*arguments, **_):
@@ -60,31 +72,41 @@ def test_order_is_evaluate_save_batch_step_log():
 
         return call
 
-    def update(state, batch):
-        calls.append("step")
-        return state, {"loss": 1.0}
-
-    log = SimpleNamespace(write=lambda step, split, values: calls.append(f"log {split} {step}"), sync=record("sync"))
-
     class Batches:
         __next__ = record("batch", 0)
-        get_state = record("position", 0)
+        position = 0
 
-    checkpoints = SimpleNamespace(save=record("save"))
-    loop = Loop(
-        TrainConfig(steps=2, eval_every=1, save_every=1),
-        lambda params: calls.append("evaluate") or {},
-        update,
+    log = SimpleNamespace(write=lambda step, split, values: calls.append(f"log {split} {step}"), sync=record("sync"))
+    return Loop(
+        TrainConfig(steps=2, eval_every=1, checkpoint=CheckpointConfig(every=1)),
+        record("evaluate", {}),
+        record("step", (EMPTY, Report({"loss": 1.0}, -1, 0))),
         Batches(),
-        checkpoints,
+        SimpleNamespace(save=record("save"), check=record("check")),
         log,
         SimpleNamespace(advance=record("advance")),
+        **settings,
     )
-    loop.run(Position(TrainState(jnp.zeros(()), None, None)))
-    first = ["evaluate", "log eval 0", "batch", "step"]
-    second = ["evaluate", "log eval 1", "sync", "position", "save", "batch", "step", "log train 1", "advance"]
-    last = ["evaluate", "log eval 2", "sync", "position", "save", "log train 2", "advance"]
+
+
+EMPTY = TrainState(*(jnp.zeros(()) for _ in range(7)))._replace(params={}, collections={}, ema={})
+
+
+def test_order_is_evaluate_save_batch_step_log():
+    calls = []
+    recorded(calls).run(Position(EMPTY))
+    first = ["evaluate", "log eval 0", "batch", "step", "check"]
+    second = ["evaluate", "log eval 1", "sync", "save", "batch", "step", "log train 1", "advance", "check"]
+    last = ["evaluate", "log eval 2", "sync", "save", "log train 2", "advance"]
     assert calls == first + second + last
+
+
+def test_a_loop_asked_to_leave_evaluates_what_is_due_saves_and_leaves():
+    calls = []
+    with pytest.raises(Preempted) as stop:
+        recorded(calls, leave=lambda step: step == 1).run(Position(EMPTY))
+    assert calls[-5:] == ["check", "evaluate", "log eval 1", "sync", "save"]
+    assert (stop.value.code, stop.value.step) == (75, 1)
 
 
 def rows(folder):
@@ -126,7 +148,7 @@ def test_each_update_and_evaluation_is_in_the_metrics_once(undisturbed):
     outcome, written = undisturbed
     assert [row["step"] for row in written if row["split"] == "train"] == list(range(1, STEPS + 1))
     assert [row["step"] for row in written if row["split"] == "eval"] == [0, 3, 6, 9, 12, 13]
-    assert set(outcome.train) == {"step", "loss", "error"}
+    assert set(outcome.train) == {"step", "loss", "error", "gradient_norm", "skipped"}
 
 
 def test_a_finished_training_is_returned_without_training(undisturbed, tmp_path):
@@ -144,16 +166,6 @@ def test_a_finished_training_is_returned_without_training(undisturbed, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def test_each_update_gets_a_key_of_its_own():
-    optimizer = optax.sgd(0.0)
-    update = make_update(lambda w, batch, key: (w, {"draw": jax.random.uniform(key)}), optimizer, seed=1)
-    state, draws = TrainState(jnp.array(0), jnp.zeros(()), optimizer.init(jnp.zeros(()))), []
-    for _ in range(5):
-        state, metrics = update(state, None)
-        draws.append(float(metrics["draw"]))
-    assert len(set(draws)) == 5
-
-
 def test_seeds_decide_everything(undisturbed, tmp_path):
     expected, _ = undisturbed
     chex.assert_trees_all_equal(train(config(), *regression(), tmp_path / "same", seed=5).params, expected.params)
@@ -161,23 +173,14 @@ def test_seeds_decide_everything(undisturbed, tmp_path):
     assert not np.array_equal(other["kernel"], expected.params["kernel"])
 
 
-def test_an_unreadable_checkpoint_stops_the_training(tmp_path):
-    train(config(steps=4), *regression(), tmp_path, seed=5)
-    for file in (tmp_path / "checkpoints" / "4" / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"checkpoint 4 in .* cannot be read"):
-        train(config(steps=4), *regression(), tmp_path, seed=5)
-
-
 def test_a_half_written_last_line_of_the_metrics_is_dropped(undisturbed, tmp_path):
     expected, _ = undisturbed
     train(config(steps=8), *regression(), tmp_path, seed=5)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "split": "tr')
-    for steps in (10, STEPS):
-        outcome = train(config(steps=steps), *regression(), tmp_path, seed=5)
-        assert len(rows(tmp_path)) == len(outcome.train["step"]) + len(outcome.evaluation["step"])
+    with allowing("steps"):
+        outcome = train(config(), *regression(), tmp_path, seed=5)
+    assert len(rows(tmp_path)) == len(outcome.train["step"]) + len(outcome.evaluation["step"])
     assert outcome.train["step"].tolist() == expected.train["step"].tolist()
 
 
@@ -197,8 +200,8 @@ def test_columns_by_name_are_enough(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([1, 2], "data: got list, expected columns by name or a Grain dataset"),
-        (grain.MapDataset.source([{"x": np.ones((8, 3)), "y": np.ones(8)}]), "the data ended before the last step"),
+        ([1, 2], "data: got list"),
+        (grain.MapDataset.source([{"x": np.ones(3), "y": np.float32(1)}] * 8), "the data ended before the last step"),
     ],
 )
 def test_data_that_cannot_be_trained_on_is_refused(tmp_path, data, message):
@@ -213,22 +216,6 @@ def test_a_folder_of_another_seed_is_refused(tmp_path):
         train(config(steps=4), *regression(), tmp_path, seed=6)
 
 
-@pytest.mark.parametrize(("save_every", "kept"), [(0, []), (5, []), (4, ["4"])])
-def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, save_every, kept):
-    task, data = regression(evaluate=False)
-
-    def loss(params, batch, key):
-        value, metrics = task.loss(params, batch, key)
-        # The kernel grows by 0.1 per update, so the fifth update is the first whose loss is not finite.
-        return jnp.where(jnp.abs(params["kernel"]).max() > 3.2, jnp.nan, -params["kernel"].sum() + 0 * value), metrics
-
-    start = Task(lambda key: {"kernel": jnp.full(3, 3.0)}, loss)
-    with pytest.raises(UserError, match="the loss is nan after 5 updates"):
-        train(config(steps=9, save_every=save_every), start, data, tmp_path, seed=5)
-    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
-    assert saved == kept
-
-
 def test_a_metric_that_is_no_scalar_is_named(tmp_path):
     task, data = regression(evaluate=False)
     vector = Task(task.init, lambda p, b, k: (task.loss(p, b, k)[0], {"wide": jnp.ones(2)}))
@@ -236,13 +223,42 @@ def test_a_metric_that_is_no_scalar_is_named(tmp_path):
         train(config(), vector, data, tmp_path, seed=5)
 
 
-def test_more_steps_continue_and_fewer_are_refused(tmp_path):
+@contextmanager
+def allowing(*fields):
+    """As `--allow_mismatch` does."""
+    token = runs._ALLOWED.set(frozenset(fields))
+    yield
+    runs._ALLOWED.reset(token)
+
+
+def test_other_settings_are_refused_unless_they_are_allowed(tmp_path, capsys):
     first = train(config(steps=6), *regression(), tmp_path, seed=5)
-    longer = train(config(steps=9), *regression(), tmp_path, seed=5)
-    np.testing.assert_array_equal(longer.train["loss"][:6], first.train["loss"])
-    assert longer.train["step"].tolist() == list(range(1, 10))
-    with pytest.raises(UserError, match="is at step 9 already, beyond the 4 steps asked for"):
-        train(config(steps=4), *regression(), tmp_path, seed=5)
+    with pytest.raises(UserError, match="steps was 6 and is now 9; allow it with --allow_mismatch steps"):
+        train(config(steps=9), *regression(), tmp_path, seed=5)
+    with allowing("train.steps"):
+        longer = train(config(steps=9), *regression(), tmp_path, seed=5)
+        assert "steps was 6 and is now 9, as allowed" in capsys.readouterr().err
+        np.testing.assert_array_equal(longer.train["loss"][:6], first.train["loss"])
+        assert longer.train["step"].tolist() == list(range(1, 10))
+        with pytest.raises(UserError, match="is at step 9 already, beyond the 4 steps asked for"):
+            train(config(steps=4), *regression(), tmp_path, seed=5)
+
+
+def test_where_and_how_often_may_change_without_asking(tmp_path):
+    train(config(steps=6), *regression(), tmp_path, seed=5)
+    again = config(steps=6, save_every=1, eval_every=1, device_batch=2, workers=1, max_skipped=3)
+    assert train(again, *regression(), tmp_path, seed=5).train["step"].tolist() == list(range(1, 7))
+
+
+def test_other_data_are_refused_unless_they_are_allowed(tmp_path):
+    task, _ = regression(evaluate=False)
+    columns = {"x": np.random.default_rng(0).standard_normal((9, 3)).astype(np.float32), "y": np.zeros(9, np.float32)}
+    train(config(steps=2), task, columns, tmp_path, seed=0)
+    columns["y"][7] = 1
+    with pytest.raises(UserError, match="data was '.*' and is now '.*'; allow it with --allow_mismatch data"):
+        train(config(steps=2), task, columns, tmp_path, seed=0)
+    with allowing("data"):
+        train(config(steps=2), task, columns, tmp_path, seed=0)
 
 
 def test_a_failure_to_write_metrics_is_raised_and_everything_closed(tmp_path, monkeypatch):
@@ -252,7 +268,7 @@ def test_a_failure_to_write_metrics_is_raised_and_everything_closed(tmp_path, mo
         monkeypatch.setattr(opened, "close", lambda self, close=close: (closed.append(type(self)), close(self)))
 
     def full(self):
-        raise OSError(28, "No space left on device", str(self.path))
+        raise OSError(28, "No space left on device", "metrics.jsonl")
 
     monkeypatch.setattr(MetricsLog, "flush", full)
     with pytest.raises(OSError, match="No space left on device"):
@@ -265,3 +281,148 @@ def test_training_learns(tmp_path):
     outcome = train(config(steps=150, save_every=0), task, data, tmp_path, seed=0)
     np.testing.assert_allclose(outcome.params["kernel"], [1.0, -2.0, 0.5], atol=0.1)
     assert outcome.evaluation == {}
+
+
+def signalled(monkeypatch, after, number=signal.SIGTERM):
+    """Send a signal to this process when so many batches have been read."""
+    read, count = DeviceBatches.__next__, iter(range(after))
+
+    def send(self):
+        if next(count, None) is None:
+            os.kill(os.getpid(), number)
+        return read(self)
+
+    monkeypatch.setattr(DeviceBatches, "__next__", send)
+
+
+@pytest.mark.parametrize("after", [0, 3, 5, 11])
+def test_sigterm_saves_and_leaves_with_its_own_status(undisturbed, tmp_path, monkeypatch, capsys, after):
+    """After 3 and 11 batches the step to leave at, 4 or 12, is one of saving, and 12 one of evaluating too."""
+    expected, expected_rows = undisturbed
+    signalled(monkeypatch, after)
+    with pytest.raises(SystemExit) as stop:
+        train(config(), *regression(), tmp_path, seed=5, label="toy")
+    assert stop.value.code == 75
+    assert f"toy: SIGTERM, saved after {after + 1} updates; the same command continues" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.undo()
+    outcome = train(config(), *regression(), tmp_path, seed=5)
+    chex.assert_trees_all_equal(outcome.state, expected.state)
+    by_step = sorted(rows(tmp_path), key=lambda row: (row["split"], row["step"]))
+    assert by_step == sorted(expected_rows, key=lambda row: (row["split"], row["step"]))
+
+
+def poisoned(first, last, count=50):
+    """The regression, its updates from `first` to `last` made NaN by their data."""
+    task, _ = regression()
+    random = np.random.default_rng(0)
+    columns = {"x": random.standard_normal((count * 8, 3)).astype(np.float32), "y": np.zeros(count * 8, np.float32)}
+    columns["y"][(first - 1) * 8 : last * 8 : 8] = np.nan
+    return task, examples(columns, seed=0, shuffle=False)
+
+
+def test_updates_that_are_not_finite_are_skipped_counted_and_named(tmp_path):
+    outcome = train(config(max_skipped=3), *poisoned(6, 8), tmp_path, seed=5)
+    assert outcome.train["skipped"].tolist() == [0] * 5 + [1, 2] + [3] * 6
+    assert np.isfinite(outcome.params["kernel"]).all() and np.isnan(outcome.train["loss"][5:8]).all()
+    skipped = [row for row in rows(tmp_path) if row["split"] == "skipped"]
+    assert [(row["step"], row["first_example"], row["examples"]) for row in skipped] == [
+        (6, 40, 8),
+        (7, 48, 8),
+        (8, 56, 8),
+    ]
+    assert {row["leaf"] for row in skipped} == {"loss"}
+
+
+@pytest.mark.parametrize("last", [9, 13])
+def test_too_many_in_a_row_end_the_training_before_anything_is_lost(tmp_path, last):
+    first = last - 3
+    with pytest.raises(
+        UserError, match=rf"4 updates in a row were not finite \(loss\), the last of them update {last}"
+    ):
+        train(config(max_skipped=3, save_every=2), *poisoned(first, last), tmp_path, seed=5)
+    told = json.loads((tmp_path / "not_finite.json").read_text())
+    assert told["updates"] == [first, last] and told["leaf"] == "loss"
+    assert (told["first_example"], told["examples"]) == ((first - 1) * 8, 32)
+    assert told["rows"] == list(range((first - 1) * 8, last * 8))
+    shutil.rmtree(tmp_path / "tensorboard")
+    # The checkpoint that is left is finite and from inside or before the streak; other data go on from it.
+    with allowing("data"):
+        outcome = train(config(max_skipped=3, save_every=2), *poisoned(60, 50), tmp_path, seed=5)
+    assert np.isfinite(jax.tree.leaves(outcome.params)[0]).all() and outcome.train["step"][-1] == STEPS
+
+
+def test_rows_of_columns_are_named_as_they_are_in_the_columns(tmp_path):
+    task, _ = regression()
+    columns = {"x": np.ones((40, 3), np.float32), "y": np.where(np.arange(40) == 17, np.nan, 1).astype(np.float32)}
+    with pytest.raises(UserError, match="1 updates in a row"):
+        train(config(max_skipped=0), task, columns, tmp_path, seed=5)
+    told = json.loads((tmp_path / "not_finite.json").read_text())
+    assert 17 in told["rows"] and len(told["rows"]) == 8
+
+
+def test_the_best_the_latest_and_the_permanent_states_are_kept(tmp_path):
+    task, data = regression()
+    losses = iter([5.0, 4.0, 1.0, 2.0, 3.0, float("nan"), 2.0])
+    judged = Task(task.init, task.loss, lambda params: {"score": next(losses)})
+    kept = {"best": "score", "permanent_every": 4, "keep": 1}
+    train(config(eval_every=2, save_every=4, steps=12, checkpoint=kept), judged, data, tmp_path, seed=5)
+    assert saved(tmp_path) == [0, 4, 8, 12]  # 0 was the best so far, and is permanent; 4 is the best
+    losses = iter([5.0, 4.0, 9.0, 2.0, 3.0, float("nan"), 2.0])
+    train(config(eval_every=2, save_every=4, steps=12, checkpoint=kept), judged, data, tmp_path / "other", seed=5)
+    assert saved(tmp_path / "other") == [0, 4, 6, 8, 12]
+    other = Checkpoints(tmp_path / "other" / "checkpoints", CheckpointConfig(best="score"), read_only=True)
+    assert other.best_step() == 6
+    other.close()
+
+
+def saved(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_a_training_without_progress_stops_early_and_stays_stopped(tmp_path):
+    task, data = regression()
+    losses = iter([5.0, 4.0, 4.5, 4.0, 1.0])
+    judged = Task(task.init, task.loss, lambda params: {"score": next(losses)})
+    stopping = config(eval_every=2, stop_metric="score", patience=2)
+    outcome = train(stopping, judged, data, tmp_path, seed=5)
+    assert outcome.train["step"][-1] == 6 and saved(tmp_path)[-1] == 6
+    again = train(stopping, judged, data, tmp_path, seed=5)
+    chex.assert_trees_all_equal(again.state, outcome.state)
+    assert next(losses) == 1.0
+
+
+def test_a_metric_that_is_not_evaluated_is_named(tmp_path):
+    for name, settings in (("stop_metric", {"stop_metric": "x"}), ("checkpoint.best", {"checkpoint": {"best": "x"}})):
+        with pytest.raises(UserError, match=f"train.{name}: got 'x', expected a metric of the evaluation: first"):
+            train(config(**settings), *regression(), tmp_path / name, seed=5)
+
+
+def test_own_checkpoint_then_resume_from_then_init_from_then_scratch(undisturbed, tmp_path, capsys, monkeypatch):
+    expected, _ = undisturbed
+    signalled(monkeypatch, 7)
+    with pytest.raises(Preempted):
+        train(config(), *regression(), tmp_path / "source" / "a", seed=5)
+    monkeypatch.undo()
+    source, there = tmp_path / "source", tmp_path / "new"
+    with origin(resume_from=source, init_from=source, run_dir=there):
+        outcome = train(config(), *regression(), there / "a", seed=5)
+    assert "going on from" in capsys.readouterr().err
+    chex.assert_trees_all_equal(outcome.state, expected.state)
+    assert outcome.train["step"].tolist() == list(range(9, STEPS + 1))  # its history before is in the other folder
+    with origin(resume_from=tmp_path / "nowhere"):
+        again = train(config(), *regression(), there / "a", seed=5)  # its own checkpoint comes first
+    chex.assert_trees_all_equal(again.params, expected.params)
+    with pytest.raises(UserError, match="no checkpoints in .*nowhere"), origin(resume_from=tmp_path / "nowhere"):
+        train(config(), *regression(), tmp_path / "elsewhere", seed=5)
+
+
+def test_init_from_takes_the_weights_alone(tmp_path):
+    source = train(config(steps=8, ema_decay=0.5), *regression(), tmp_path / "a", seed=5)
+    task, data = regression()
+    seen = []
+    first = Task(task.init, task.loss, lambda params: seen.append(np.asarray(params["kernel"])) or {"x": 0.0})
+    with origin(init_from=tmp_path / "a" / "checkpoints" / "8"):
+        outcome = train(config(), first, data, tmp_path / "b", seed=6)
+    np.testing.assert_array_equal(seen[0], source.state.ema["kernel"])
+    assert outcome.train["step"].tolist() == list(range(1, STEPS + 1))

@@ -1,4 +1,4 @@
-"""Configuration, mesh, schedule, weight decay."""
+"""Configuration, mesh, schedule, parameter groups."""
 
 import os
 import subprocess
@@ -13,9 +13,9 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from experiments.errors import UserError
-from experiments.training.config import MeshConfig, OptimizerConfig, TrainConfig
+from experiments.training.config import CheckpointConfig, MeshConfig, OptimizerConfig, TrainConfig
 from experiments.training.mesh import AXES, make_mesh, state_shardings
-from experiments.training.optimizer import decay_mask, make_optimizer, make_schedule
+from experiments.training.optimizer import make_optimizer, make_schedule, parameter_labels
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,10 @@ from experiments.training.optimizer import decay_mask, make_optimizer, make_sche
         (lambda: OptimizerConfig(b1=1), "optimizer.b1: got 1, expected at least 0 and below 1"),
         (lambda: OptimizerConfig(learning_rate=float("inf")), "optimizer.learning_rate: got inf, expected at least 0"),
         (lambda: OptimizerConfig(warmup=1.5), "optimizer.warmup: got 1.5, expected between 0 and 1"),
+        (lambda: CheckpointConfig(every=4, permanent_every=6), "permanent_every: got 6, expected a multiple of .* 4"),
+        (lambda: CheckpointConfig(keep=0), "checkpoint.keep: got 0, expected at least 1"),
+        (lambda: TrainConfig(ema_decay=1.0), "train.ema_decay: got 1.0"),
+        (lambda: TrainConfig(eval_every=0, stop_metric="loss"), "train.stop_metric: got 'loss' with eval_every 0"),
         (lambda: MeshConfig(data=0), "mesh.data: got 0, expected at least 1"),
         (lambda: MeshConfig(sequence=2), "mesh.sequence: got 2, expected between 1 and 1"),
         (lambda: MeshConfig(data=-1, tensor=-1), "expected at most one -1"),
@@ -70,15 +74,85 @@ def test_a_short_training_warms_up_for_one_step(steps):
     np.testing.assert_allclose([rate(0), rate(1), rate(steps)], [0.01, 1.0, 0.2], rtol=1e-5)
 
 
-def test_weight_decay_reaches_dense_kernels_only():
-    params = {"dense": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "embedding": jnp.ones(2), "head": jnp.ones(2)}
-    boxed = {"head": {"kernel": nn.LogicallyPartitioned(jnp.ones(2), ("embed",)), "bias": jnp.ones(2)}}
-    assert jax.tree.leaves(decay_mask(boxed)) == [False, True]
-    optimizer = make_optimizer(OptimizerConfig(schedule="constant", learning_rate=0.1, weight_decay=0.5), 10)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zero, optimizer.init(params), params)
-    assert float(updates["dense"]["kernel"][0]) == pytest.approx(-0.05) == float(updates["head"][0])
-    assert float(updates["dense"]["bias"][0]) == float(updates["embedding"][0]) == 0
+@pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5)])
+def test_linear_and_cosine_rise_from_nothing_and_end_there(schedule, middle):
+    rate = make_schedule(OptimizerConfig(learning_rate=2.0, schedule=schedule, warmup=0.1), 100)
+    np.testing.assert_allclose([rate(s) for s in (0, 5, 10, 55, 100)], [0, 1, 2, 2 * middle, 0], atol=1e-6)
+    for warmup, steps in ((0.0, 1), (1.0, 1), (1.0, 7), (0.0, 7)):
+        rate = make_schedule(OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup=warmup), steps)
+        assert max(float(rate(step)) for step in range(steps)) == 1.0
+
+
+# Parameters of the models here and of the recurrences to come, in the groups of their published recipes.
+GROUPS = {
+    "decay": ("up/kernel", "down/kernel", "head", "qkv/kernel"),
+    "no_decay": ("embedding", "positions", "up/bias", "mix_norm/scale", "head_bias", "C", "dt_proj/bias"),
+    "ssm": (
+        "mix/A_log",
+        "mix/D",
+        "mix/dt_bias",
+        "Lambda_re",
+        "Lambda_im",
+        "log_step",
+        "log_A_real",
+        "A_imag",
+        "log_dt",
+        "B",
+    ),
+}
+
+
+def parameters_of(leaf):
+    """One leaf per row of GROUPS."""
+    tree = {}
+    for name in (name for names in GROUPS.values() for name in names):
+        *folders, last = name.split("/")
+        inner = tree
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[last] = leaf
+    return tree
+
+
+def test_each_parameter_is_in_its_group():
+    labels = parameter_labels(parameters_of(jnp.ones(1)))
+    for group, names in GROUPS.items():
+        for name in names:
+            inner = labels
+            for part in name.split("/"):
+                inner = inner[part]
+            assert inner == group, name
+
+
+def test_decay_and_rate_are_those_of_the_group():
+    config = OptimizerConfig(schedule="constant", learning_rate=0.1, weight_decay=0.5, ssm_rate=0.25)
+    optimizer, params = make_optimizer(config, 10), parameters_of(jnp.ones(2))
+    boxed = jax.tree.map(lambda leaf: nn.LogicallyPartitioned(leaf, ("embed",)), params)
+    for tree in (params, boxed):
+        state, labels = optimizer.init(tree), jax.tree.leaves(parameter_labels(tree))
+        still, _ = optimizer.update(jax.tree.map(jnp.zeros_like, tree), state, tree)
+        moved, _ = optimizer.update(jax.tree.map(jnp.ones_like, tree), state, tree)
+        for label, decayed, step in zip(labels, jax.tree.leaves(still), jax.tree.leaves(moved), strict=True):
+            np.testing.assert_allclose(decayed, {"decay": -0.05}.get(label, 0.0), rtol=1e-6)
+            expected = {"decay": -0.15, "no_decay": -0.1, "ssm": -0.025}[label]
+            np.testing.assert_allclose(step, expected, rtol=1e-5)
+
+
+def test_the_gradient_is_clipped_by_its_norm_over_all_groups():
+    config = OptimizerConfig(schedule="constant", learning_rate=1.0, weight_decay=0.0, clip_norm=1.0)
+    params = {"kernel": jnp.zeros(1), "A_log": jnp.zeros(1), "bias": jnp.zeros(1)}
+    gradient = {"kernel": jnp.array([2.0]), "A_log": jnp.array([-2.0]), "bias": jnp.array([1.0])}
+    optimizer = make_optimizer(config, 10)
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    moments = {id(leaf): leaf for leaf in jax.tree.leaves(state) if leaf.shape == (1,)}.values()
+    first = sorted(float(abs(leaf[0])) for leaf in moments)[-3:]
+    np.testing.assert_allclose(first, [(1 - 0.9) / 3, 2 * (1 - 0.9) / 3, 2 * (1 - 0.9) / 3], rtol=1e-5)
+
+
+def test_an_unknown_group_is_refused():
+    optimizer = make_optimizer(OptimizerConfig(), 10, labels=lambda params: jax.tree.map(lambda _: "fast", params))
+    with pytest.raises(ValueError, match="fast"):
+        optimizer.init({"kernel": jnp.ones(1)})
 
 
 SHARDED = textwrap.dedent("""
@@ -86,7 +160,6 @@ SHARDED = textwrap.dedent("""
     import jax, numpy as np
     from experiments.tokenization.transformer import language_modelling, transformer
     from experiments.training.config import MeshConfig, TrainConfig
-    from experiments.training.data import batches
     from experiments.training.loop import train
 
     rows = np.random.default_rng(0).integers(0, 4, (64, 16)).astype(np.int32)
@@ -98,7 +171,7 @@ SHARDED = textwrap.dedent("""
             mesh = MeshConfig()
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(steps=4, batch_size=8, eval_every=2, save_every=2, mesh=mesh)
-            outcome = train(config, task, batches(columns, 8, seed=0), pathlib.Path(folder), seed=0)
+            outcome = train(config, task, columns, pathlib.Path(folder), seed=0)
         kernel = outcome.params["params"]["backbone"]["blocks_0"]["feed_forward"]["up"]["kernel"]
         print(len(kernel.sharding.device_set), kernel.addressable_shards[0].data.size, *outcome.train["loss"])
 """)

@@ -31,23 +31,32 @@ def is_primary() -> bool:
     """Whether this process writes the files of a run: the first one, or the only one.
 
     Returns:
-        False in a process that was started with another LIGHTNET_PROCESS than 0.
+        False in a process that was started with another LIGHTNET_PROCESS than 0, or met others by itself through
+        `jax.distributed` and is not their first.
 
     Example:
         >>> is_primary()
         True
     """
+    if _met_by_itself():
+        return sys.modules["jax"].process_index() == 0
     return os.environ.get(PROCESS, "0") == "0"
 
 
 def is_one_of_several() -> bool:
-    """Whether the environment makes this process one of several.
+    """Whether this process is one of several, by its environment or by a call of `jax.distributed`.
 
     Example:
         >>> is_one_of_several()
         False
     """
-    return os.environ.get(PROCESSES, "1") != "1"
+    return os.environ.get(PROCESSES, "1") != "1" or _met_by_itself()
+
+
+def _met_by_itself() -> bool:
+    """Whether the program that calls us has met other processes; JAX is not imported to find out."""
+    jax = sys.modules.get("jax")
+    return jax is not None and hasattr(jax, "distributed") and jax.distributed.is_initialized()
 
 
 def initialize_from_environment() -> None:

@@ -19,13 +19,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from experiments import distributed
+from experiments.training.preemption import STATUS as PREEMPTED
 
-PREEMPTED = 75
 _INTERRUPTED = 130
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 3.0  # for the others after one has failed, or after Ctrl-C
 _LEAVING_SECONDS = 60.0  # for the others after one has saved and left
-_CHATTER = (b"[Gloo] Rank", b"preemption_notifier.cc")  # of the runtime, at every start and every SIGTERM
+_CHATTER = (
+    b"[Gloo] Rank",
+    b"preemption_notifier.cc",
+    b"Reached preemption sync point",
+)  # of the runtime, at every start and every SIGTERM
 
 
 def supervise(arguments: Sequence[str], count: int, *, run: str, debug: bool = False) -> int:
@@ -63,15 +67,18 @@ class _Process:
         self._lines = lines
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        self.ended_at = float("inf")
+        self._status: int | None = None
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
+        self._waiter.start()
 
     def ended(self) -> int | None:
         """Exit status, negative for a signal, once it has ended; nothing that it started outlives it."""
-        status = self._popen.poll()
-        if status is not None:
+        if self._status is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, signal.SIGKILL)
             self._reader.join(1.0)
-        return status
+        return self._status
 
     def send(self, signum: int) -> None:
         self._popen.send_signal(signum)
@@ -79,8 +86,14 @@ class _Process:
     def kill(self) -> None:
         """End it, and wait until it has."""
         self._popen.kill()
-        self._popen.wait()
+        self._waiter.join()
         self.ended()
+
+    def _wait(self) -> None:
+        # Who ended first is the cause: the others notice only then, and end within the same look of the supervisor.
+        status = self._popen.wait()
+        self.ended_at = time.monotonic()
+        self._status = status
 
     def _read(self) -> None:
         assert self._popen.stderr is not None
@@ -165,7 +178,7 @@ class _Supervisor:
         if not failed:
             self._show(lines)
         else:
-            process, status = min(failed, key=_suspicion)
+            process, status = min(failed, key=lambda pair: (_suspicion(pair[1]), pair[0].ended_at))
             self._show([line for line in lines if line[0] == process.number or self._debug])
             self._failed(process.number, status)
         if not self._quiet and any(self._has_left(status) for _, status in ended):
@@ -227,9 +240,8 @@ class _Supervisor:
         print(line, file=sys.stderr, flush=True)
 
 
-def _suspicion(failed: tuple[_Process, int]) -> int:
+def _suspicion(status: int) -> int:
     """Of several that failed at the same moment, the one killed from outside comes first, an aborted one last."""
-    status = failed[1]
     return 2 if status == -signal.SIGABRT else 0 if status < 0 else 1
 
 

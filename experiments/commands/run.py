@@ -20,9 +20,11 @@ from experiments.errors import UserError, one_line
 from experiments.evidence import same_claims
 from experiments.execution import Job, execute, identity
 from experiments.plain_text import claims_table, duration, filled
-from experiments.processes import PREEMPTED, supervise
+from experiments.processes import supervise
 from experiments.registry import ResultFile, discover, select, unknown
 from experiments.results import PRESET_NAMES, Config
+from experiments.training.preemption import STATUS as PREEMPTED
+from experiments.training.preemption import Preempted, watching
 
 # Where a run goes, in how many processes, and what is told of it does not change its result, so the recorded command
 # leaves these out.
@@ -128,11 +130,13 @@ def _run_all(jobs: Sequence[Job]) -> int:
     failures: list[Exception] = []
     for job in jobs:
         try:
-            _run_one(job)
-        except KeyboardInterrupt:
+            with watching():
+                _run_one(job)
+        except (KeyboardInterrupt, Preempted) as stop:
             if distributed.is_primary():
-                print(f"interrupted: the same command continues this run ({job.run_dir})", file=sys.stderr)
-            return 130
+                what = "SIGTERM" if isinstance(stop, Preempted) else "interrupted"
+                print(f"{what}: the same command continues this run ({job.run_dir})", file=sys.stderr)
+            return PREEMPTED if isinstance(stop, Preempted) else 130
         except Exception as error:
             if len(jobs) == 1 or distributed.is_one_of_several():
                 raise

@@ -104,5 +104,6 @@ def make_optimizer(
         return optax.adamw(lambda step: scale * rate(step), config.b1, config.b2, weight_decay=weight_decay)
 
     groups = {"decay": adamw(weight_decay=config.weight_decay), "no_decay": adamw(), "ssm": adamw(config.ssm_rate)}
-    adam = optax.partition(groups, labels)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam) if config.clip_norm else adam
+    # The same tree with and without clipping, so that a training may be continued with the other.
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, optax.partition(groups, labels))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from experiments.distributed import is_primary
+from experiments.distributed import is_one_of_several, is_primary
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command will succeed later
 
@@ -57,9 +57,7 @@ def watching() -> Iterator[Notice]:
     Yields:
         The notice.
     """
-    import jax
-
-    elsewhere = threading.current_thread() is not threading.main_thread() or jax.distributed.is_initialized()
+    elsewhere = threading.current_thread() is not threading.main_thread() or is_one_of_several()
     if elsewhere or signal.getsignal(signal.SIGTERM) == _notice.arrive:
         yield _notice
         return
@@ -90,7 +88,7 @@ def training(label: str) -> Iterator[Notice]:
             yield notice
         except Preempted as stop:
             if stop.step is not None and is_primary():
-                told = f"{label}: SIGTERM, saved after {stop.step} updates; the same command continues"
+                told = f"{label}: SIGTERM, saved after {stop.step} updates"
                 print(told, file=sys.stderr, flush=True)
             raise
         finally:
@@ -109,9 +107,8 @@ def asked_to_leave(notice: Notice, step: int) -> bool:
     Returns:
         True once SIGTERM has arrived, here or in another process.
     """
-    import jax
+    if not is_one_of_several():
+        return notice.given
     from jax.experimental import multihost_utils
 
-    if jax.process_count() == 1:
-        return notice.given
     return multihost_utils.reached_preemption_sync_point(step)

@@ -294,7 +294,7 @@ class Round:
             # Before training and behind it there is nothing to save, and the signal ends the process by itself.
             stepping = at is not None and at < STEPS - 1
             allowed = {75} if stepping else {75, -signal.SIGTERM, 0}
-            saved = re.search(r": SIGTERM, saved after (\d+) updates;", self._told)
+            saved = re.search(r": SIGTERM, saved after (\d+) updates", self._told)
             promised = max(at, int(saved[1]) if saved else STEPS) if at is not None else 0
             if newest < promised:
                 raise Trouble(f"SIGTERM after {at} updates, the newest checkpoint is {newest}")

@@ -53,7 +53,7 @@ for step in range(start, STEPS):
     if terminated and step > start:
         if HARM != "leaves unsaved":
             save(step)
-        print(f"train: SIGTERM, saved after {step} updates; the same command continues", flush=True)
+        print(f"train: SIGTERM, saved after {step} updates", flush=True)
         sys.exit(75)
     print("update", step, flush=True)
     time.sleep(0.003)

@@ -303,7 +303,7 @@ def test_sigterm_saves_and_leaves_with_its_own_status(undisturbed, tmp_path, mon
     with pytest.raises(SystemExit) as stop:
         train(config(), *regression(), tmp_path, seed=5, label="toy")
     assert stop.value.code == 75
-    assert f"toy: SIGTERM, saved after {after + 1} updates; the same command continues" in capsys.readouterr().err
+    assert f"toy: SIGTERM, saved after {after + 1} updates\n" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.undo()
     outcome = train(config(), *regression(), tmp_path, seed=5)

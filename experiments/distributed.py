@@ -73,6 +73,8 @@ def initialize_from_environment() -> None:
     _keep_stdout_for_python()
     import jax
 
+    # Its handler of SIGTERM forgets a signal that arrives between two trainings; ours does not.
+    jax.config.update("jax_enable_preemption_service", False)
     local = coordinator.startswith("localhost:")
     if local:  # then no proxy stands before it, whatever the environment says
         os.environ["no_grpc_proxy"] = "localhost"  # noqa: SIM112

@@ -148,7 +148,7 @@ class _Supervisor:
             yield
         finally:
             for signum, handler in before.items():
-                signal.signal(signum, handler)
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
     def _follow_signals(self) -> None:
         """Pass on what has arrived; a second Ctrl-C waits for nothing, nor does a process past its grace."""
@@ -186,7 +186,8 @@ class _Supervisor:
             self._deadline = min(self._deadline, time.monotonic() + _LEAVING_SECONDS)
 
     def _is_fine(self, status: int) -> bool:
-        return status == 0 or self._has_left(status)
+        late = self._status == PREEMPTED and status == -signal.SIGKILL  # did not leave with the others in time
+        return status == 0 or late or self._has_left(status)
 
     def _has_left(self, status: int) -> bool:
         """Whether a process left because the machine is taken away, with something to save or before that."""

@@ -122,7 +122,10 @@ def _supervise_all(jobs: Sequence[Job], commands: Sequence[Sequence[str]], flags
 
 def _words_for(job: Job, jobs: Sequence[Job], arguments: Sequence[str], target: str) -> list[str]:
     """The command line that runs one of several jobs by itself."""
-    return ["run", *(job.result.id if word == target and len(jobs) > 1 else word for word in arguments)]
+    if len(jobs) == 1:
+        return ["run", *arguments]
+    place = list(arguments).index(target)
+    return ["run", *arguments[:place], job.result.id, *arguments[place + 1 :]]
 
 
 def _run_all(jobs: Sequence[Job]) -> int:
@@ -205,7 +208,7 @@ def _job(result: ResultFile, flags: Any, config: Config, command: str) -> Job:
     fields = ["preset", "data", "origin", "origin.resume_from", "origin.init_from"]
     fields += [name.removeprefix("config.") for name in flag_names(config)]
     for name in allow:
-        if name not in fields:
+        if not any(field == name or field.endswith(f".{name}") for field in fields):
             raise UserError(f"--allow_mismatch: {unknown('field', name, fields)}")
     run_dir = flags.run_dir or runs.run_folder(bound, flags.runs_dir)
     return Job(result, flags.preset, config, run_dir, command, allow, flags.profile, flags.origin)

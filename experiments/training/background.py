@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -22,11 +22,12 @@ def failures_raised() -> Iterator[None]:
     logger.addFilter(repeated)
     try:
         yield
-    except BaseException:
+    except Exception:
         # The threads that failed with it may still be on their way out.
         deadline = time.monotonic() + 2
         for thread in set(threading.enumerate()) - already:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            with suppress(RuntimeError):  # it is listed a moment before it can be joined
+                thread.join(max(0.0, deadline - time.monotonic()))
         # What Orbax had begun beside the write that failed is reported when it is collected, later than this block.
         logging.getLogger("asyncio").addFilter(_is_not_an_abandoned_task)
         raise

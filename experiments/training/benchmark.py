@@ -132,7 +132,7 @@ def _saving(extra: int, pairs: int, saves: int) -> Saving:
             timed = _Timed(checkpoints)
             ratios.append(_looped(update, steps, extra, timed) / without)
         # The first save also makes folders and threads, and the last one is that of the last state.
-        spent = timed.seconds[1:-1]
+        spent = timed.seconds[1:-1] or timed.seconds
         blocked.append(sum(spent) / len(spent) * ratios[-1] * without / SAVE_EVERY)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(_state(extra)))
     return Saving(size / 1e6, statistics.median(blocked), tuple(ratios))

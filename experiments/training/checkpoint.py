@@ -20,8 +20,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from experiments.errors import UserError
+from experiments.files import is_object_store
 from experiments.training.config import CheckpointConfig
-from experiments.training.manifest import damage, write_manifest
+from experiments.training.manifest import copy_files, damage, write_manifest
 
 _SPARE_BYTES = 2**19  # file tables and metadata of a checkpoint, the metrics, the result
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
@@ -47,7 +48,7 @@ class Checkpoints:
             read_only: change nothing in the folder, which may be another training's.
         """
         self.folder = epath.Path(folder)
-        self._local = not _on_object_store(self.folder)
+        self._local = not is_object_store(self.folder)
         if self._local:
             self.folder = self.folder.resolve()
         self._config, self._read_only = config or CheckpointConfig(), read_only
@@ -63,10 +64,19 @@ class Checkpoints:
         self._settle()
         return sorted(step for step in self._manager.all_steps() if step != self._writing)
 
-    def best_step(self) -> int | None:
-        """Step of the checkpoint with the smallest value of `config.best`, None if none was saved with one."""
-        values = {step: value for step in self.steps() if (value := self._best(step)) is not None}
-        return min(values, key=lambda step: (values[step], -step), default=None)
+    @property
+    def best_metric(self) -> str:
+        """Name of the metric whose best checkpoint is kept; empty if none is."""
+        return self._config.best
+
+    def keep_best(self, step: int, value: float) -> None:
+        """Keep a checkpoint that was saved before its value of `config.best` was known.
+
+        Args:
+            step: of the checkpoint.
+            value: of the metric.
+        """
+        self._kept_best.values[step] = value
 
     def save(self, step: int, state: Any, loop: Mapping[str, Any], *, best: float | None = None) -> None:
         """Start saving; the arrays are copied before this returns, so the state may be donated afterwards.
@@ -114,8 +124,7 @@ class Checkpoints:
     def restore(self, like: Any, shardings: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is not damaged, placed on the devices; None if there are no checkpoints.
 
-        Damaged ones that are newer are named on stderr and put aside: moved into the folder `damaged` on a local disk,
-        deleted on an object store.
+        Damaged ones that are newer are named on stderr and put aside, into the folder `damaged`.
 
         Args:
             like: pytree of shapes and dtypes of the state.
@@ -253,20 +262,24 @@ class Checkpoints:
         raise UserError(f"{which} ({reasons[steps[0]]}); move that folder away to start again")
 
     def _put_aside(self, steps: Sequence[int]) -> None:
+        """Move damaged checkpoints out of the way: somebody may still want to look at what they hold."""
         if not steps:
             return
+        if jax.process_index() == 0:
+            for step in steps:
+                source, target = self.folder / str(step), self.folder / _DAMAGED / str(step)
+                if target.exists():
+                    target.rmtree()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if self._local:
+                    source.rename(target)
+                else:
+                    copy_files(source, target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints put aside")
         if not self._local:
             for step in steps:
                 self._manager.delete(step)
-        elif jax.process_index() == 0:
-            (self.folder / _DAMAGED).mkdir(exist_ok=True)
-            for step in steps:
-                target = self.folder / _DAMAGED / str(step)
-                if target.exists():
-                    target.rmtree()
-                (self.folder / str(step)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints put aside")
         self._manager.reload()
 
     def _read(self, step: int, item: str, handler: Any, args: Any) -> Any:
@@ -319,9 +332,10 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
-            refused = (os.strerror(code) for code in _REFUSALS if os.strerror(code) in str(error))
-            first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            reason = next(refused, first[:160])
+            refused = next((os.strerror(code) for code in _REFUSALS if os.strerror(code) in str(error)), None)
+            if refused is None and isinstance(error, TypeError | AttributeError | LookupError | AssertionError):
+                raise  # a mistake in a program, which needs its traceback
+            reason = refused or (next(iter(str(error).strip().splitlines()), "") or type(error).__name__)[:160]
             raise UserError(f"a checkpoint could not be {what} in {self.folder}: {reason}") from error
 
 
@@ -340,10 +354,6 @@ class _KeptBest(ocp.checkpoint_managers.PreservationPolicy):
         ranked = [(value, step) for value, step in valued if value is not None]
         best = -min(ranked)[1] if ranked else None
         return [info.step == best for info in checkpoints]
-
-
-def _on_object_store(folder: epath.Path) -> bool:
-    return "://" in str(folder)
 
 
 def _placed(like: Any, shardings: Any) -> Any:

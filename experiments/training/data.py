@@ -310,7 +310,7 @@ def fingerprint(arrays: Mapping[str, np.ndarray] | Sequence[np.ndarray] | np.nda
     return digest.hexdigest()
 
 
-def identity(data: Mapping[str, np.ndarray] | grain.MapDataset) -> str:
+def data_hash(data: Mapping[str, np.ndarray] | grain.MapDataset) -> str:
     """SHA-256 that tells other data, another order, or other types of elements.
 
     Args:
@@ -325,7 +325,7 @@ def identity(data: Mapping[str, np.ndarray] | grain.MapDataset) -> str:
 
     Example:
         >>> columns = {"x": np.arange(100)}
-        >>> identity(examples(columns, seed=0)) == identity(examples(columns, seed=1))
+        >>> data_hash(examples(columns, seed=0)) == data_hash(examples(columns, seed=1))
         False
     """
     if isinstance(data, Mapping):

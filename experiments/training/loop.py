@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,17 @@ from jax.sharding import Mesh
 
 from experiments.distributed import agree, is_primary
 from experiments.errors import UserError
-from experiments.files import write_json
+from experiments.files import as_path, write_json
 from experiments.training import preemption
 from experiments.training.background import failures_raised
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import TrainConfig
-from experiments.training.data import DeviceBatches, examples
-from experiments.training.data import identity as data_identity
+from experiments.training.data import DeviceBatches, data_hash, examples
 from experiments.training.mesh import batch_sharding, make_mesh, state_shardings
 from experiments.training.metrics import MetricsLog, Progress
 from experiments.training.optimizer import make_optimizer
 from experiments.training.profile import StepTrace
-from experiments.training.start import Position, begin, identity
+from experiments.training.start import Position, begin, binding, say_what_is_missing
 from experiments.training.task import Batch, Metrics, Task, Variables
 from experiments.training.update import (
     Report,
@@ -52,6 +50,8 @@ from experiments.training.update import (
     variables_of,
 )
 
+NOT_FINITE = "not_finite.json"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -62,12 +62,14 @@ class Outcome:
         train: "step" and each metric of every update, as arrays; step n is the n-th update.
         evaluation: "step" and each metric of every evaluation; step n is after n updates.
         seconds: spent in steps and data, the step's compilation included, evaluation and saving not.
+        best_step: of the checkpoint with the smallest value of `checkpoint.best`, None without one.
     """
 
     state: TrainState
     train: dict[str, np.ndarray]
     evaluation: dict[str, np.ndarray]
     seconds: float
+    best_step: int | None
 
     @property
     def params(self) -> Variables:
@@ -96,23 +98,27 @@ def train(
         label: shown beside the progress.
 
     Returns:
-        The outcome, its history complete whether or not the training was interrupted.
+        The outcome, its history complete whether or not the training was interrupted; one that was taken over from
+        another folder (`resume_from`) has its history from there on.
 
     Raises:
-        UserError: the mesh does not fit the devices or the batch, checkpoints cannot be read or belong to another
-            training, or too many updates in a row were not finite.
+        UserError: the mesh does not fit the devices or the batch, checkpoints cannot be read or written or belong to
+            another training, the data ended, or too many updates in a row were not finite.
+        ValueError: the loss or a metric has another form than `Task` says.
         Preempted: SIGTERM arrived; everything is saved.
     """
     with preemption.training(label) as notice:
-        return _train(config, task, data, epath.Path(folder), seed, label, notice)
+        return _train(config, task, data, epath.Path(as_path(folder)), seed, label, notice)
 
 
 def _train(
     config: TrainConfig, task: Task, data: Any, folder: epath.Path, seed: int, label: str, notice: preemption.Notice
 ) -> Outcome:
+    if task.evaluate is None and (judged := config.stop_metric or config.checkpoint.best):
+        raise UserError(f"train: {judged!r} shall be judged, and the task has nothing to evaluate")
     mesh = make_mesh(config.mesh)
     microbatches = _microbatches(config, mesh)
-    bound = identity(config, data_identity(data), seed)
+    bound = binding(config, data_hash(data), seed)
     stream = examples(data, seed=seed) if isinstance(data, Mapping) else data
     optimizer = make_optimizer(config.optimizer, config.steps, task.labels)
     with jax.set_mesh(mesh), failures_raised(), ExitStack() as opened:
@@ -123,7 +129,10 @@ def _train(
         if start.step > config.steps:
             raise UserError(f"{folder} is at step {start.step} already, beyond the {config.steps} steps asked for")
         writes = is_primary()
-        log = opened.enter_context(closing(MetricsLog(folder, start.step, resumed=start.resumed, writes=writes)))
+        log = opened.enter_context(
+            closing(MetricsLog(folder, start.step, resumed=start.saved, evaluated=start.evaluated, writes=writes))
+        )
+        say_what_is_missing(start, len(log.columns("train").get("step", ())), label)
         reader = DeviceBatches(stream, config.batch_size, batch_sharding(mesh), start.examples, config.workers)
         batches = opened.enter_context(closing(reader))
         progress = opened.enter_context(closing(Progress(label, config.steps, start.step, shown=writes)))
@@ -136,14 +145,17 @@ def _train(
             checkpoints,
             log,
             progress,
-            leave=partial(preemption.asked_to_leave, notice),
+            leave=notice.asked_to_leave,
             folder=folder,
             leaves=leaf_names(shapes),
             rows=_row_names(data, seed),
-            identity=bound,
+            binding=bound,
         )
         end = loop.run(start)
-    return Outcome(end.state, log.columns("train"), log.columns("eval"), end.seconds)
+    if writes and (folder / NOT_FINITE).exists():
+        (folder / NOT_FINITE).unlink()  # of an attempt that was overcome
+    best_step = end.best[2] if end.best else None
+    return Outcome(end.state, log.columns("train"), log.columns("eval"), end.seconds, best_step)
 
 
 def _row_names(data: Any, seed: int) -> Callable[[range], list[int]]:
@@ -191,14 +203,14 @@ class Loop:
         evaluate: variables -> scalars, or None.
         update: (state, batch) -> (state, report).
         batches: iterator over batches with `position`.
-        checkpoints: has `save` and `check`.
+        checkpoints: has `save`, `check` and `keep_best`.
         log: has `write` and `sync`.
         progress: has `advance`.
         leave: completed updates -> whether to save and leave.
         folder: where a training that ends for values that are not finite says which ones.
         leaves: names that `Report.bad_leaf` counts.
         rows: indices into the global order -> what the data calls these examples.
-        identity: what checkpoints are bound to.
+        binding: what checkpoints are bound to.
     """
 
     config: TrainConfig
@@ -212,7 +224,7 @@ class Loop:
     folder: epath.Path | None = None
     leaves: Sequence[str] = ()
     rows: Callable[[range], list[int]] = list
-    identity: Mapping[str, Any] = field(default_factory=dict)
+    binding: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, now: Position) -> Position:
         """Go on from `now` to the last step; `now` is advanced in place."""
@@ -220,21 +232,23 @@ class Loop:
         try:
             while True:
                 leaving = self.leave(now.step)
-                if not now.resumed:
-                    self._evaluate_and_save(now, clock, leaving)
-                now.resumed = False
+                self._evaluate_and_save(now, clock, leaving)
                 if self._is_last(now):
                     break
                 if leaving:
                     raise preemption.Preempted(now.step)
                 trace.at(now.step, now.state)
                 now.state, report = self.update(now.state, next(self.batches))
-                self._log_previous(now)
+                trouble = self._log_previous(now)
                 now.step, now.examples, now.pending = now.step + 1, self.batches.position, report
+                now.evaluated = now.saved = False
                 self.checkpoints.check()
+                if trouble is not None:
+                    self._give_up(now, trouble)
         finally:
             trace.stop()
-        self._log_previous(now)
+        if (trouble := self._log_previous(now)) is not None:
+            self._give_up(now, trouble)
         return now
 
     def _is_last(self, now: Position) -> bool:
@@ -243,75 +257,81 @@ class Loop:
 
     def _evaluate_and_save(self, now: Position, clock: "Stopwatch", leaving: bool) -> None:
         end = now.step == self.config.steps
-        evaluate = self.evaluate if _due(now.step, self.config.eval_every, end) else None
+        due = self.evaluate is not None and not now.evaluated and _due(now.step, self.config.eval_every, end)
+        # Who has to leave saves at once; the evaluation waits until somebody goes on from there.
+        evaluating = due and (end or not leaving)
         saving = leaving or end or (now.step > 0 and _due(now.step, self.config.checkpoint.every, False))
-        if evaluate is None and not saving:
+        now.evaluated = evaluating or not due
+        if not evaluating and (now.saved or not saving):
             return
         jax.block_until_ready(now.state)
         now.seconds = clock.pause()
-        best = False
-        if evaluate is not None:
-            values = _numbers(evaluate(evaluated(now.state)))
-            self.log.write(now.step, "eval", values)
-            best = self._judge(now, values)
-        if saving or best or self._is_last(now):
+        best = evaluating and self._judge(now, self._evaluate(now))
+        if not now.saved and (saving or best or self._is_last(now)):
             self._save(now, best)
+        elif best and now.best is not None:
+            self.checkpoints.keep_best(now.step, now.best[1])
         clock.resume()
+
+    def _evaluate(self, now: Position) -> dict[str, float]:
+        assert self.evaluate is not None
+        values = _numbers(self.evaluate(evaluated(now.state)))
+        self.log.write(now.step, "eval", values)
+        return values
 
     def _judge(self, now: Position, values: Mapping[str, float]) -> bool:
         """Count evaluations without progress; returns whether this state is the best so far."""
         if metric := self.config.stop_metric:
             value = _named(values, "stop_metric", metric)
-            better = now.lowest is None or value < now.lowest
+            better = math.isfinite(value) and (now.lowest is None or value < now.lowest)
             now.lowest, now.stale = (value, 0) if better else (now.lowest, now.stale + 1)
         if not (metric := self.config.checkpoint.best):
             return False
         value = _named(values, "checkpoint.best", metric)
-        best = math.isfinite(value) and (now.best is None or value < now.best)
-        now.best = value if best else now.best
+        best = math.isfinite(value) and (now.best is None or now.best[0] != metric or value < now.best[1])
+        now.best = [metric, value, now.step] if best else now.best
         return best
 
     def _save(self, now: Position, best: bool) -> None:
         # The rows up to here must be on disk before a checkpoint says that they were written.
         self.log.sync()
-        if now.pending is not None:
-            now.pending = _plain(now.pending)
-            if now.pending["skipped_in_a_row"] > self.config.max_skipped:
-                self._log_previous(now)
-        counters = {**now.counters(), "identity": dict(self.identity)}
-        self.checkpoints.save(now.step, now.state, counters, best=now.best if best else None)
+        now.pending = None if now.pending is None else _plain(now.pending)
+        counters = {**now.counters(), "binding": dict(self.binding)}
+        self.checkpoints.save(now.step, now.state, counters, best=now.best[1] if best and now.best else None)
+        now.saved = True
 
-    def _log_previous(self, now: Position) -> None:
+    def _log_previous(self, now: Position) -> dict[str, Any] | None:
+        """Log what the last update reported; returns which updates were not finite, if these are too many in a row."""
         if now.pending is None:
-            return
+            return None
         report = now.pending = _plain(now.pending)
         self.log.write(now.step, "train", report["metrics"])
         self.progress.advance(report["metrics"])
-        if report["bad_leaf"] >= 0:
-            self.log.write(now.step, "skipped", self._skipped(now, 1))
-            self._refuse_too_many_skipped(now)
+        if report["bad_leaf"] < 0:
+            return None
+        self.log.write(now.step, "skipped", self._skipped(now, 1))
+        count = report["skipped_in_a_row"]
+        if count <= self.config.max_skipped:
+            return None
+        return {"updates": [now.step - count + 1, now.step], **self._skipped(now, count)}
 
     def _skipped(self, now: Position, count: int) -> dict[str, Any]:
         """The last so many updates, by the examples that they saw and the first value that was not finite."""
-        size = self.config.batch_size
-        return {
-            "leaf": self.leaves[now.pending["bad_leaf"]],
-            "first_example": now.examples - count * size,
-            "examples": count * size,
-        }
+        size = count * self.config.batch_size
+        leaf = self.leaves[now.pending["bad_leaf"]]
+        return {"leaf": leaf, "first_example": now.examples - size, "examples": size}
 
-    def _refuse_too_many_skipped(self, now: Position) -> None:
-        """End the training; its state is the one before these updates, and so is its newest checkpoint."""
-        count = now.pending["skipped_in_a_row"]
-        if count <= self.config.max_skipped:
-            return
-        told = {"updates": [now.step - count + 1, now.step], **self._skipped(now, count)}
-        told["rows"] = self.rows(range(told["first_example"], now.examples))
+    def _give_up(self, now: Position, trouble: dict[str, Any]) -> None:
+        """Save the state, which is the one before these updates, say which they were, and end the training."""
+        if not now.saved:
+            self._save(now, best=False)
+        first, (begin, end) = trouble["first_example"], trouble["updates"]
+        trouble["rows"] = self.rows(range(first, first + trouble["examples"]))
         if self.folder is not None and is_primary():
-            write_json(self.folder / "not_finite.json", told)
+            write_json(self.folder / NOT_FINITE, trouble)
         raise UserError(
-            f"{count} updates in a row were not finite ({told['leaf']}), the last of them update {now.step}: they were "
-            f"skipped and nothing is lost; {self.folder}/not_finite.json names their examples"
+            f"{end - begin + 1} updates in a row were not finite ({trouble['leaf']}), the last of them update {end}: "
+            f"they were skipped, the state before them is saved; {self.folder}/{NOT_FINITE} names their examples"
         )
 
 
@@ -343,6 +363,8 @@ def _plain(report: Report | dict[str, Any]) -> dict[str, Any]:
 def _numbers(metrics: Metrics) -> dict[str, float]:
     values = jax.device_get(dict(metrics))
     for name, value in values.items():
+        if name in ("step", "split"):
+            raise ValueError(f"metric {name}: the name is taken by the log, expected another one")
         if np.ndim(value):
             raise ValueError(f"metric {name}: got shape {np.shape(value)}, expected a scalar")
     return {name: float(value) for name, value in values.items()}

@@ -70,6 +70,18 @@ def damage(folder: epath.Path) -> str | None:
         return next((f"{name}: {what}" for name, what in zip(sorted(files), wrong, strict=True) if what), None)
 
 
+def copy_files(source: epath.Path, target: epath.Path) -> None:
+    """Copy all files below a folder that a manifest could list, where nothing can be renamed.
+
+    Args:
+        source: a checkpoint.
+        target: where to.
+    """
+    for name in _names(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).copy(target / name, overwrite=True)
+
+
 def _listed(folder: epath.Path) -> dict[str, Any] | None:
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]

@@ -43,7 +43,9 @@ class MetricsLog:
     the eye, at no cost for the loop. The JSON lines have every step.
     """
 
-    def __init__(self, folder: Path, step: int = 0, *, resumed: bool = False, writes: bool = True) -> None:
+    def __init__(
+        self, folder: Path, step: int = 0, *, resumed: bool = False, evaluated: bool = True, writes: bool = True
+    ) -> None:
         """Begin, or go on behind the checkpoint of `step`.
 
         Going on drops what will be logged again: training rows and skipped ones from `step` on (the one of `step`
@@ -53,6 +55,7 @@ class MetricsLog:
             folder: of the training.
             step: of the checkpoint.
             resumed: whether there is one; without it the metrics begin anew.
+            evaluated: whether its state was evaluated before it was saved.
             writes: False in a process that only keeps the history, while another one writes it.
         """
         folder = as_path(folder)
@@ -63,7 +66,7 @@ class MetricsLog:
         self._board: Any = None
         kept = io.StringIO()
         for row in read_rows(folder) if resumed else ():
-            if row["step"] <= (step if row["split"] == "eval" else step - 1):
+            if row["step"] <= (step if row["split"] == "eval" and evaluated else step - 1):
                 self._remember(row)
                 kept.write(_line(row))
         if not writes:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from etils import epath
 
 from experiments.distributed import is_primary
 from experiments.errors import UserError
-from experiments.files import to_plain
+from experiments.files import as_path, to_plain
 from experiments.runs import allowed_mismatches, differences
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import TrainConfig
 from experiments.training.update import TrainState
 
-# Where a training runs and what it leaves behind; none of these changes what is computed, but for rounding.
-_PLACES = ("mesh", "workers", "device_batch", "checkpoint", "eval_every", "max_skipped")
+# Where a training runs, when it looks and what it leaves behind: none of these changes an update, but for rounding.
+_FREE = ("mesh", "workers", "device_batch", "remat", "checkpoint", "eval_every", "max_skipped")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Origin:
     """Where a training without checkpoints of its own begins.
 
     Attributes:
-        resume_from: run, training or checkpoint folder whose state, data position and counters are taken over.
+        resume_from: run, training or checkpoint folder whose state, data position and counters are taken over; metrics
+            and the count towards an early stop begin there anew.
         init_from: the same, of which only the weights are taken: the averaged ones if there is an average.
         run_dir: run folder of the trainings that begin; a run that holds several finds each in the same place there.
     """
@@ -62,7 +63,7 @@ def origin(
 
 @dataclass
 class Position:
-    """Where the loop stands between two updates; all but `resumed` is in a checkpoint.
+    """Where the loop stands between two updates; all but `saved` is in a checkpoint.
 
     Attributes:
         state: parameters, optimizer and so on.
@@ -70,10 +71,12 @@ class Position:
         examples: of the global order, consumed so far.
         seconds: of training.
         pending: what the last update reported, which is logged only after the next; as plain numbers.
-        best: smallest value so far of the metric whose best state is kept.
+        best: name and smallest value so far of the metric whose best state is kept, and the step of that state.
         lowest: smallest value so far of the metric that can end the training.
         stale: evaluations since then.
-        resumed: whether it has just been read from a checkpoint of its own, so that it was evaluated and saved before.
+        began: updates that were completed elsewhere, before the metrics of this training begin.
+        evaluated: whether the state was evaluated, if that was due.
+        saved: whether the state was saved.
     """
 
     state: TrainState
@@ -81,18 +84,20 @@ class Position:
     examples: int = 0
     seconds: float = 0.0
     pending: Any = None
-    best: float | None = None
+    best: list[Any] | None = None
     lowest: float | None = None
     stale: int = 0
-    resumed: bool = False
+    began: int = 0
+    evaluated: bool = False
+    saved: bool = False
 
     def counters(self) -> dict[str, Any]:
         """All but the state, for JSON."""
-        names = ("step", "examples", "seconds", "pending", "best", "lowest", "stale")
+        names = ("step", "examples", "seconds", "pending", "best", "lowest", "stale", "began", "evaluated")
         return {name: getattr(self, name) for name in names}
 
 
-def identity(config: TrainConfig, data: str, seed: int) -> dict[str, Any]:
+def binding(config: TrainConfig, data: str, seed: int) -> dict[str, Any]:
     """What a checkpoint is bound to: a training continues only as the one that it was begun as.
 
     Args:
@@ -104,10 +109,10 @@ def identity(config: TrainConfig, data: str, seed: int) -> dict[str, Any]:
         The settings that decide what is computed, as plain values.
 
     Example:
-        >>> sorted(identity(TrainConfig(), "ab", 0))[:4]
+        >>> sorted(binding(TrainConfig(), "ab", 0))[:4]
         ['batch_size', 'data', 'ema_decay', 'optimizer']
     """
-    settings = {name: value for name, value in to_plain(config).items() if name not in _PLACES}
+    settings = {name: value for name, value in to_plain(config).items() if name not in _FREE}
     return {**settings, "data": data, "seed": seed}
 
 
@@ -128,7 +133,7 @@ def begin(
         create: makes the first state.
         shapes: of the state.
         shardings: of the state.
-        bound: `identity` of the training.
+        bound: `binding` of the training.
         label: for messages.
 
     Returns:
@@ -139,24 +144,29 @@ def begin(
     """
     given = _origin.get() or Origin()
     if restored := checkpoints.restore(shapes, shardings):
-        return _continued(restored, bound, checkpoints.folder, label)
+        position = _continued(restored, bound, checkpoints.folder, label)
+        if position.best is not None and position.best[0] == checkpoints.best_metric:
+            _, value, step = position.best
+            checkpoints.keep_best(step, value)
+        return position
     if given.resume_from is not None:
         source, step = _locate(given.resume_from, folder, given.run_dir)
         with closing(Checkpoints(source, read_only=True)) as other:
             restored = other.restore(shapes, shardings, step)
         if restored is None:
             raise UserError(f"resume_from: {source} holds no checkpoint")
-        # Its last update is logged there; here the state that was taken over is evaluated and saved first.
-        return replace(_continued(restored, bound, source, label), pending=None, resumed=False)
+        # Its last update belongs to the metrics there; the state is evaluated and judged anew, where that is due.
+        taken = _continued(restored, bound, source, label)
+        return Position(taken.state, taken.step, taken.examples, taken.seconds, began=taken.step)
     state = create()
     if given.init_from is not None:
         source, step = _locate(given.init_from, folder, given.run_dir)
         names = ("params", "collections")
         like, place = ({name: getattr(tree, name) for name in names} for tree in (shapes, shardings))
         with closing(Checkpoints(source, read_only=True)) as other:
-            taken = other.restore_params(like, place, step, ema=True)
-        average = jax.tree.map(jnp.copy, taken["params"]) if state.ema else {}
-        state = state._replace(**taken, ema=average)
+            weights = other.restore_params(like, place, step, ema=True)
+        average = jax.tree.map(jnp.copy, weights["params"]) if state.ema else {}
+        state = state._replace(**weights, ema=average)
         _say(f"{label}: weights from {source}")
     return Position(state)
 
@@ -165,9 +175,9 @@ def _continued(
     restored: tuple[TrainState, dict[str, Any]], bound: Mapping[str, Any], source: Any, label: str
 ) -> Position:
     state, counters = restored
-    _check(counters.pop("identity"), bound, source, label)
+    _check(counters.pop("binding"), bound, source, label)
     _say(f"{label}: going on from {source} after {counters['step']} updates")
-    return Position(state, **counters, resumed=True)
+    return Position(state, **counters, saved=True)
 
 
 def _check(was: Mapping[str, Any], now: Mapping[str, Any], source: Any, label: str) -> None:
@@ -187,14 +197,27 @@ def _is_allowed(field: str, allowed: Collection[str]) -> bool:
 
 def _locate(path: str | Path, folder: epath.Path, run_dir: str | Path | None) -> tuple[epath.Path, int | None]:
     """The checkpoints that a path means, and the step if it names one."""
-    given = epath.Path(path)
-    if given.name.isdigit():
+    given = epath.Path(as_path(path))
+    if given.name.isdigit() and not (given / "checkpoints").exists():
         return given.parent, int(given.name)
-    inside = [given / folder.relative_to(epath.Path(run_dir))] if run_dir is not None else []
+    inside = [given / folder.relative_to(epath.Path(as_path(run_dir)))] if run_dir is not None else []
     for candidate in [*(place / "checkpoints" for place in (*inside, given)), given]:
         if candidate.is_dir() and any(entry.name.isdigit() for entry in candidate.iterdir()):
             return candidate, None
     raise UserError(f"no checkpoints in {given}")
+
+
+def say_what_is_missing(now: Position, logged: int, label: str) -> None:
+    """Say so if metrics that were written before the checkpoint are gone; they cannot be computed again.
+
+    Args:
+        now: where the training goes on.
+        logged: updates in its metrics.
+        label: for the message.
+    """
+    missing = max(0, now.step - 1 - now.began) - logged
+    if now.saved and missing > 0:
+        _say(f"warning: {label}: the metrics of {missing} updates are gone; the training itself is whole")
 
 
 def _say(line: str) -> None:

@@ -23,8 +23,9 @@ class Loss(NamedTuple):
         value: a scalar; or scalars by name, several heads, of which the weighted sum is minimised.
         metrics: further scalars to log.
         collections: new values of the mutable collections (batch statistics, carried states), by name.
-        weight: how many examples or tokens `value` and the metrics are means over. Accumulated batches are averaged
-            with it: a mean over the real tokens of a batch is no mean of means where padding differs.
+        weight: how many examples or tokens `value` and the metrics are means over. Accumulated parts of a batch are
+            averaged with it, metrics that are sums too: a mean over the real tokens of a batch is no mean of means
+            where padding differs. A part of weight 0 does not count.
     """
 
     value: jax.Array | Mapping[str, jax.Array]

@@ -81,7 +81,7 @@ def initial_state(variables: Variables, optimizer: optax.GradientTransformation,
         The state.
 
     Raises:
-        ValueError: a parameter is in lower precision than float32.
+        ValueError: a parameter is no float, or one in lower precision than float32.
 
     Example:
         >>> state = initial_state({"params": {"w": jnp.ones(2)}, "batch_stats": {}}, optax.sgd(0.1), ema=False)
@@ -91,9 +91,10 @@ def initial_state(variables: Variables, optimizer: optax.GradientTransformation,
     split = isinstance(variables, Mapping) and "params" in variables
     params = {"params": variables["params"]} if split else variables
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if leaf.dtype in (jnp.bfloat16, jnp.float16):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"{name}: got parameters in {leaf.dtype}, expected float32; train.precision lowers a copy")
+            raise ValueError(f"{name}: got parameters in {dtype}, expected float32; train.precision lowers a copy")
     collections = {name: value for name, value in variables.items() if name != "params"} if split else {}
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # donated, so not one array three times
     average = jax.tree.map(jnp.copy, params) if ema else {}
@@ -225,7 +226,9 @@ def _differentiate(task: Task, config: TrainConfig) -> Callable:
             _require_remat(task, variables_of(seen, collections), batch, key)
         loss = Loss(*task.loss(variables_of(seen, collections), batch, key))
         total, metrics = _total(task, loss, step)
-        collections = {name: loss.collections.get(name, value) for name, value in collections.items()}
+        if unknown := set(loss.collections) - set(collections):
+            raise ValueError(f"collections: got {sorted(unknown)}, expected collections of init, {sorted(collections)}")
+        collections = {**collections, **loss.collections}
         return total, (jnp.asarray(loss.weight, jnp.float32), metrics, collections)
 
     def differentiate(params: Params, *arguments: Any) -> Any:
@@ -249,6 +252,8 @@ def _total(task: Task, loss: Loss, step: jax.Array) -> tuple[jax.Array, dict[str
     if unknown := set(task.weights) - set(heads):
         raise ValueError(f"weights: got {sorted(unknown)}, expected heads of the loss, {sorted(heads)}")
     metrics = {**{f"loss/{name}": value for name, value in heads.items()}, **loss.metrics}
+    if taken := {"loss", "gradient_norm", "skipped"} & set(metrics):
+        raise ValueError(f"metric {min(taken)}: the name is taken by the loop, expected another one")
     for name, value in {**metrics, **({} if heads else {"loss": loss.value})}.items():
         if jnp.ndim(value):
             raise ValueError(f"metric {name}: got shape {jnp.shape(value)}, expected a scalar")
@@ -257,7 +262,7 @@ def _total(task: Task, loss: Loss, step: jax.Array) -> tuple[jax.Array, dict[str
         weight = task.weights.get(name, 1.0)
         total += (weight(step) if callable(weight) else weight) * jnp.asarray(value, jnp.float32)
     total = jnp.asarray(total, jnp.float32)
-    return total, {"loss": total, **{name: value for name, value in metrics.items() if name != "loss"}}
+    return total, {"loss": total, **metrics}
 
 
 def _accumulated(differentiate: Callable, state: TrainState, batch: Batch, key: jax.Array, parts: int) -> Any:
@@ -274,7 +279,8 @@ def _accumulated(differentiate: Callable, state: TrainState, batch: Batch, key: 
         index, rows = part
         arguments = (collections, rows, jax.random.fold_in(key, index), state.step)
         gradient, (weight, metrics, collections) = differentiate(state.params, *arguments)
-        sums = jax.tree.map(lambda s, x: s + weight * x, sums, (gradient, metrics))
+        # A part without weight, nothing but padding, has a mean of nothing: 0 / 0.
+        sums = jax.tree.map(lambda s, x: s + jnp.where(weight > 0, weight * x, 0), sums, (gradient, metrics))
         return (collections, total + weight, sums), None
 
     first = jax.tree.map(lambda x: x[0], cut)

@@ -66,10 +66,10 @@ def run(config: Config, run_dir: Path) -> Result:
     sys.addaudithook(hook)
     hand_over = jax.make_array_from_process_local_data
 
-    def noted(sharding, leaf, shape):
-        if leaf.dtype == np.int32:
+    def noted(sharding, leaf, *shape):
+        if shape and leaf.dtype == np.int32:
             note("reads", " ".join(map(str, leaf)))
-        return hand_over(sharding, leaf, shape)
+        return hand_over(sharding, leaf, *shape)
 
     jax.make_array_from_process_local_data = noted
     random = np.random.default_rng(0)

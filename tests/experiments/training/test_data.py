@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from experiments.errors import UserError
-from experiments.training.data import DeviceBatches, Share, examples, fingerprint, identity, local_rows, tfds_source
+from experiments.training.data import DeviceBatches, Share, data_hash, examples, fingerprint, local_rows, tfds_source
 from experiments.training.packing import pack
 
 ONE_DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -305,37 +305,41 @@ def changed(count=64, at=None, dtype=np.int64, shape=(), name="x"):
     ],
 )
 def test_identity_of_columns_and_of_datasets_tells_what_differs(other):
-    assert identity(changed()) == identity(changed()) != identity(other(changed))
+    assert data_hash(changed()) == data_hash(changed()) != data_hash(other(changed))
     whole = [
         grain.MapDataset.source([{k: v[i] for k, v in c.items()} for i in range(len(next(iter(c.values()))))])
         for c in (changed(), changed(), other(changed))
     ]
-    one, two, third = (identity(dataset.shuffle(seed=3)) for dataset in whole)
+    one, two, third = (data_hash(dataset.shuffle(seed=3)) for dataset in whole)
     assert one == two
     assert one != third
 
 
 def test_identity_tells_the_order_of_endless_data():
-    reference = identity(examples(numbers(50), seed=0))
-    assert reference == identity(examples(numbers(50), seed=0))
+    reference = data_hash(examples(numbers(50), seed=0))
+    assert reference == data_hash(examples(numbers(50), seed=0))
     assert (
         len(
-            {reference, identity(examples(numbers(50), seed=1)), identity(examples(numbers(50), seed=0, shuffle=False))}
+            {
+                reference,
+                data_hash(examples(numbers(50), seed=1)),
+                data_hash(examples(numbers(50), seed=0, shuffle=False)),
+            }
         )
         == 3
     )
-    assert reference != identity(examples(numbers(51), seed=0))
+    assert reference != data_hash(examples(numbers(51), seed=0))
     equal, more, other = (np.zeros(50, np.int32), np.zeros(51, np.int32), np.zeros(50, np.float32))
-    assert len({identity(examples({"x": column}, seed=0)) for column in (equal, more, other)}) == 3
-    assert identity(examples(numbers(1), seed=0)) != identity(examples({"x": np.ones(1, int)}, seed=0))
+    assert len({data_hash(examples({"x": column}, seed=0)) for column in (equal, more, other)}) == 3
+    assert data_hash(examples(numbers(1), seed=0)) != data_hash(examples({"x": np.ones(1, int)}, seed=0))
 
 
 def test_identity_of_texts_is_the_same_in_another_process():
     code = """
         import numpy as np
-        from experiments.training.data import examples, identity
+        from experiments.training.data import data_hash, examples
         texts = np.array(["one", b"two", ("three", 3)], object)
-        print(identity({"t": texts}), identity(examples({"t": texts, "n": np.arange(3)}, seed=5)))
+        print(data_hash({"t": texts}), data_hash(examples({"t": texts, "n": np.arange(3)}, seed=5)))
     """
     outputs = [run_python(code, env=os.environ | {"PYTHONHASHSEED": str(seed)}).communicate()[0] for seed in (1, 2)]
     assert outputs[0] == outputs[1] and len(outputs[0].split()) == 2, outputs
@@ -352,10 +356,10 @@ def test_identity_reads_few_examples():
             Counting.reads += 1
             return index
 
-    identity(examples(Counting(), seed=0))
+    data_hash(examples(Counting(), seed=0))
     assert 20 < Counting.reads < 65
     with pytest.raises(UserError, match="got an IterDataset"):
-        identity(examples(numbers(), seed=0).to_iter_dataset())
+        data_hash(examples(numbers(), seed=0).to_iter_dataset())
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -101,12 +100,15 @@ def test_order_is_evaluate_save_batch_step_log():
     assert calls == first + second + last
 
 
-def test_a_loop_asked_to_leave_evaluates_what_is_due_saves_and_leaves():
-    calls = []
+def test_a_loop_asked_to_leave_saves_at_once_and_evaluates_when_it_goes_on():
+    calls, position = [], Position(EMPTY)
     with pytest.raises(Preempted) as stop:
-        recorded(calls, leave=lambda step: step == 1).run(Position(EMPTY))
-    assert calls[-5:] == ["check", "evaluate", "log eval 1", "sync", "save"]
+        recorded(calls, leave=lambda step: step == 1).run(position)
+    assert calls[-3:] == ["check", "sync", "save"] and not position.evaluated
     assert (stop.value.code, stop.value.step) == (75, 1)
+    calls.clear()
+    recorded(calls).run(position)
+    assert calls[:5] == ["evaluate", "log eval 1", "batch", "step", "log train 1"]
 
 
 def rows(folder):
@@ -345,11 +347,26 @@ def test_too_many_in_a_row_end_the_training_before_anything_is_lost(tmp_path, la
     assert told["updates"] == [first, last] and told["leaf"] == "loss"
     assert (told["first_example"], told["examples"]) == ((first - 1) * 8, 32)
     assert told["rows"] == list(range((first - 1) * 8, last * 8))
-    shutil.rmtree(tmp_path / "tensorboard")
-    # The checkpoint that is left is finite and from inside or before the streak; other data go on from it.
+    assert saved(tmp_path)[-1] == min(last + 1, STEPS)
+    with pytest.raises(UserError, match="updates in a row were not finite"):  # it does not end well by itself
+        train(config(max_skipped=3, save_every=2), *poisoned(first, STEPS), tmp_path / "again", seed=5)
+    # The state that is left is finite, and other data go on from it; at its end only another limit helps.
     with allowing("data"):
-        outcome = train(config(max_skipped=3, save_every=2), *poisoned(60, 50), tmp_path, seed=5)
+        outcome = train(config(max_skipped=3 + (last == STEPS), save_every=2), *poisoned(60, 50), tmp_path, seed=5)
     assert np.isfinite(jax.tree.leaves(outcome.params)[0]).all() and outcome.train["step"][-1] == STEPS
+    assert not (tmp_path / "not_finite.json").exists()
+
+
+def test_metrics_that_are_gone_are_missed(tmp_path, monkeypatch, capsys):
+    signalled(monkeypatch, 7)
+    with pytest.raises(Preempted):
+        train(config(), *regression(), tmp_path, seed=5)
+    monkeypatch.undo()
+    (tmp_path / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    outcome = train(config(), *regression(), tmp_path, seed=5, label="toy")
+    assert "warning: toy: the metrics of 7 updates are gone; the training itself is whole" in capsys.readouterr().err
+    assert outcome.train["step"].tolist() == list(range(8, STEPS + 1))
 
 
 def test_rows_of_columns_are_named_as_they_are_in_the_columns(tmp_path):
@@ -369,11 +386,10 @@ def test_the_best_the_latest_and_the_permanent_states_are_kept(tmp_path):
     train(config(eval_every=2, save_every=4, steps=12, checkpoint=kept), judged, data, tmp_path, seed=5)
     assert saved(tmp_path) == [0, 4, 8, 12]  # 0 was the best so far, and is permanent; 4 is the best
     losses = iter([5.0, 4.0, 9.0, 2.0, 3.0, float("nan"), 2.0])
-    train(config(eval_every=2, save_every=4, steps=12, checkpoint=kept), judged, data, tmp_path / "other", seed=5)
+    again = config(eval_every=2, save_every=4, steps=12, checkpoint=kept)
+    outcome = train(again, judged, data, tmp_path / "other", seed=5)
     assert saved(tmp_path / "other") == [0, 4, 6, 8, 12]
-    other = Checkpoints(tmp_path / "other" / "checkpoints", CheckpointConfig(best="score"), read_only=True)
-    assert other.best_step() == 6
-    other.close()
+    assert outcome.best_step == 6
 
 
 def saved(folder):
@@ -390,6 +406,58 @@ def test_a_training_without_progress_stops_early_and_stays_stopped(tmp_path):
     again = train(stopping, judged, data, tmp_path, seed=5)
     chex.assert_trees_all_equal(again.state, outcome.state)
     assert next(losses) == 1.0
+
+
+def test_not_a_number_is_no_progress(tmp_path):
+    task, data = regression()
+    losses = iter([float("nan"), 3.0, 2.0, float("nan"), 5.0, 1.0])
+    judged = Task(task.init, task.loss, lambda params: {"score": next(losses)})
+    outcome = train(config(eval_every=1, stop_metric="score", patience=2), judged, data, tmp_path, seed=5)
+    assert outcome.evaluation["step"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_best_is_of_one_metric_and_survives_a_preemption_at_its_step(tmp_path, monkeypatch):
+    task, data = regression()
+    losses = iter([5.0, 1.0, 2.0, 3.0, 4.0, 4.0])
+    judged = Task(task.init, task.loss, lambda params: {"score": next(losses), "other": 0.0})
+    settings = {"eval_every": 3, "save_every": 2}
+    kept = {"best": "score", "keep": 1}
+    signalled(monkeypatch, 2)
+    with pytest.raises(Preempted):
+        train(config(checkpoint=kept, **settings), judged, data, tmp_path, seed=5)
+    monkeypatch.undo()
+    outcome = train(config(checkpoint=kept, **settings), judged, data, tmp_path, seed=5)
+    assert outcome.best_step == 3 and saved(tmp_path) == [3, 13]
+    assert outcome.evaluation["score"].tolist() == [5, 1, 2, 3, 4, 4]
+
+
+def test_what_was_taken_over_is_judged_once(tmp_path):
+    task, data = regression()
+    asked = []
+
+    def evaluate(params):
+        asked.append(len(asked))
+        return {"score": 10.0 - len(asked)}
+
+    judged = Task(task.init, task.loss, evaluate)
+    stopping = config(stop_metric="score", patience=1, checkpoint={"best": "score", "keep": 9})
+    train(stopping, judged, data, tmp_path / "a", seed=5)
+    with origin(resume_from=tmp_path / "a" / "checkpoints" / "4"):
+        outcome = train(stopping, judged, data, tmp_path / "b", seed=5)
+    assert outcome.train["step"][-1] == STEPS and outcome.best_step == STEPS
+
+
+def test_something_to_judge_needs_an_evaluation(tmp_path):
+    task, data = regression(evaluate=False)
+    with pytest.raises(UserError, match="'loss' shall be judged, and the task has nothing to evaluate"):
+        train(config(stop_metric="loss"), task, data, tmp_path, seed=5)
+
+
+@pytest.mark.parametrize("name", ["step", "split"])
+def test_names_of_the_log_are_refused(tmp_path, name):
+    task, data = regression(evaluate=False)
+    with pytest.raises(ValueError, match=f"metric {name}: the name is taken by the log"):
+        train(config(), Task(task.init, task.loss, lambda params: {name: 1.0}), data, tmp_path, seed=5)
 
 
 def test_a_metric_that_is_not_evaluated_is_named(tmp_path):

@@ -61,6 +61,17 @@ def test_accumulation_agrees_with_the_whole_batch_although_the_parts_have_unequa
         chex.assert_trees_all_close(outcome, outcomes[0], rtol=2e-6)
 
 
+def test_a_part_of_nothing_but_padding_does_not_count():
+    task, optimizer, batch, params = regression(), optax.sgd(0.1), rows(4), []
+    batch["mask"][:] = [True, False, True, False]
+    for parts in (1, 2):
+        update = make_update(task, optimizer, TrainConfig(), seed=0, microbatches=parts)
+        state, report = update(start(task, optimizer), batch)
+        assert int(report.bad_leaf) == -1
+        params.append(state.params)
+    chex.assert_trees_all_close(params[1], params[0], rtol=2e-6)
+
+
 def test_collections_are_handed_from_part_to_part():
     task, optimizer, batch = regression(), optax.sgd(0.1), rows(4)
     batch["mask"][:] = True
@@ -135,6 +146,11 @@ def test_bfloat16_is_what_the_loss_sees_and_float32_what_is_kept():
     np.testing.assert_array_equal(state.params["kernel"], np.float32(1 / 3) - np.float32(2.0**-12))
 
 
+def test_parameters_that_are_no_floats_are_refused():
+    with pytest.raises(ValueError, match="count: got parameters in int32, expected float32"):
+        initial_state({"count": jnp.ones(2, jnp.int32)}, optax.sgd(0.1), ema=False)
+
+
 def test_parameters_in_lower_precision_are_refused():
     with pytest.raises(ValueError, match="dense/kernel: got parameters in bfloat16, expected float32"):
         initial_state({"dense": {"kernel": jnp.ones(2, jnp.bfloat16)}}, optax.sgd(0.1), ema=False)
@@ -163,6 +179,8 @@ def test_heads_are_summed_by_their_weights_and_logged_one_by_one():
         (Task(None, lambda w, b, k: ({"ce": w.sum()}, {}), weights={"kd": 1.0}), r"weights: got \['kd'\], .*\['ce'\]"),
         (Task(None, lambda w, b, k: (w, {})), r"metric loss: got shape \(2,\), expected a scalar"),
         (Task(None, lambda w, b, k: (w.sum(), {"wide": w})), r"metric wide: got shape \(2,\)"),
+        (Task(None, lambda w, b, k: (w.sum(), {"skipped": w.sum()})), "metric skipped: the name is taken by the loop"),
+        (Task(None, lambda w, b, k: (w.sum(), {}, {"cache": w})), r"collections: got \['cache'\]"),
         (Task(None, lambda w, b, k: ({"ce": w}, {})), r"metric loss/ce: got shape \(2,\)"),
     ],
 )

@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -164,13 +165,7 @@ def make_update(
         >>> state.params.tolist(), float(report.metrics["loss"])
         ([0.5, 0.5], 2.0)
     """
-    differentiate = _differentiate(task, config)
-
-    def advanced(state: TrainState, gradient: Params, collections: Mapping[str, Any]) -> TrainState:
-        updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1 - config.ema_decay) if config.ema_decay else {}
-        return state._replace(params=params, collections=collections, optimizer=opt_state, ema=ema)
+    differentiate, advanced = _differentiate(task, config), partial(_advanced, optimizer, config.ema_decay)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Report]:
         key = jax.random.fold_in(random_stream(seed, "steps"), state.step)
@@ -187,6 +182,19 @@ def make_update(
         return after, Report(metrics, bad_leaf, in_a_row)
 
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _advanced(
+    optimizer: optax.GradientTransformation,
+    decay: float,
+    state: TrainState,
+    gradient: Params,
+    collections: Mapping[str, Any],
+) -> TrainState:
+    updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else {}
+    return state._replace(params=params, collections=collections, optimizer=opt_state, ema=ema)
 
 
 def leaf_names(state: TrainState) -> list[str]:

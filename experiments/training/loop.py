@@ -69,7 +69,7 @@ class Outcome:
     train: dict[str, np.ndarray]
     evaluation: dict[str, np.ndarray]
     seconds: float
-    best_step: int | None
+    best_step: int | None = None
 
     @property
     def params(self) -> Variables:

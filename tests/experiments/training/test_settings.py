@@ -159,7 +159,7 @@ SHARDED = textwrap.dedent("""
     import sys, tempfile, pathlib, functools
     import jax, numpy as np
     from experiments.tokenization.transformer import language_modelling, transformer
-    from experiments.training.config import MeshConfig, TrainConfig
+    from experiments.training.config import CheckpointConfig, MeshConfig, TrainConfig
     from experiments.training.loop import train
 
     rows = np.random.default_rng(0).integers(0, 4, (64, 16)).astype(np.int32)
@@ -170,7 +170,8 @@ SHARDED = textwrap.dedent("""
         if len(jax.devices()) == 1:
             mesh = MeshConfig()
         with tempfile.TemporaryDirectory() as folder:
-            config = TrainConfig(steps=4, batch_size=8, eval_every=2, save_every=2, mesh=mesh)
+            saving = CheckpointConfig(every=2)
+            config = TrainConfig(steps=4, batch_size=8, eval_every=2, checkpoint=saving, mesh=mesh)
             outcome = train(config, task, columns, pathlib.Path(folder), seed=0)
         kernel = outcome.params["params"]["backbone"]["blocks_0"]["feed_forward"]["up"]["kernel"]
         print(len(kernel.sharding.device_set), kernel.addressable_shards[0].data.size, *outcome.train["loss"])

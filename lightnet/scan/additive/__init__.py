@@ -1,0 +1,215 @@
+"""LightNet: linear attention with keys normalised over tokens (Qin et al., "You Only Scan Once", arXiv 2405.21022)."""
+
+import jax
+import jax.numpy as jnp
+
+from lightnet.scan.additive.chunk import AdditiveState, AdditiveSummary, combine, enter, merge
+from lightnet.scan.additive.order_free import global_xla
+from lightnet.scan.additive.reference import additive_reference, additive_update, global_reference
+from lightnet.scan.additive.xla import additive_xla, summary
+from lightnet.scan.checks import check_array, check_per_token
+from lightnet.scan.recurrence import Recurrence, Tokens, check_state, dispatch, only_real, state_dtype, tokens_of
+from lightnet.segments import run_index
+from lightnet.typing import Array
+
+__all__ = [
+    "ADDITIVE",
+    "ADDITIVE_GLOBAL",
+    "AdditiveState",
+    "AdditiveSummary",
+    "additive_global",
+    "additive_recurrence",
+    "additive_step",
+    "merge",
+]
+
+ADDITIVE = Recurrence(
+    "additive_recurrence", additive_reference, additive_xla, summary=summary, combine=combine, enter=enter
+)
+ADDITIVE_GLOBAL = Recurrence("additive_global", global_reference, global_xla)
+
+
+def additive_recurrence(
+    q: Array,
+    key_logits: Array,
+    v: Array,
+    *,
+    key_factor: Array | None = None,
+    initial_state: AdditiveState | None = None,
+    segment_ids: Array | None = None,
+    mask: Array | None = None,
+    implementation: str | None = None,
+) -> tuple[Array, AdditiveState]:
+    """LightNet's attention, causal: keys are a softmax over the tokens so far, for each channel by itself.
+
+    With logits a, key factors w and z_t = log sum_{j<=t} exp(a_j), all per key channel,
+
+        o_t = sum_{j<=t} (q_t . w_j exp(a_j - z_t)) v_j,
+
+    which is the recurrence with decay exp(z_{t-1} - z_t) and key exp(a_t - z_t).
+
+    Args:
+        q: queries (B, L, H, F*K).
+        key_logits: (B, L, H, K); -inf is a token that this channel does not see.
+        v: values (B, L, H, V).
+        key_factor: (B or 1, L, H or 1, F, K): the normalised key is multiplied by each of the F factors, and the F
+            products are concatenated. None is F = 1 and a factor of 1.
+        initial_state: in the precision of the state, float32 (double under x64); None is the empty one.
+        segment_ids: (B, L); the state restarts at each new run of equal ids, `initial_state` enters the first.
+        mask: (B, L), true at real tokens. A masked token leaves the state as it is and gives 0, whatever it contains.
+        implementation: see `lightnet.scan`.
+
+    Returns:
+        o (B, L, H, V) in the dtype of q, key_logits and v, and the last state.
+
+    Raises:
+        ValueError: a shape, dtype or name is another than stated.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([1.0, 1.0, 2.0])).reshape(1, 3, 1, 1)
+        >>> v = jnp.array([1.0, 3.0, 4.0]).reshape(1, 3, 1, 1)
+        >>> o, final = additive_recurrence(jnp.ones((1, 3, 1, 1)), logits, v)
+        >>> [round(x, 4) for x in o.ravel().tolist()]
+        [1.0, 2.0, 3.0]
+    """
+    sizes = _check("B L H", q, key_logits, v, key_factor)
+    check_per_token(sizes, segment_ids, mask)
+    state = _state("initial_state", initial_state, sizes, state_dtype(q, key_logits, v, key_factor))
+    tokens = tokens_of(segment_ids, mask)
+    dtype = jnp.result_type(q, key_logits, v)
+    operands = _only_real(tokens, q, key_logits, v, key_factor)
+    o, final = dispatch(ADDITIVE, implementation, operands, state, tokens)
+    (o,) = only_real(tokens, o.astype(dtype))
+    return o, final
+
+
+def additive_step(
+    q: Array, key_logits: Array, v: Array, state: AdditiveState, *, key_factor: Array | None = None
+) -> tuple[Array, AdditiveState]:
+    """One token of `additive_recurrence`.
+
+    Args:
+        q: (B, H, F*K).
+        key_logits: (B, H, K).
+        v: (B, H, V).
+        state: behind the tokens so far.
+        key_factor: (B or 1, H or 1, F, K).
+
+    Returns:
+        o (B, H, V) in the dtype of q, key_logits and v, and the state.
+
+    Example:
+        >>> empty = AdditiveState(jnp.full((1, 1, 1), -jnp.inf), jnp.zeros((1, 1, 1)), jnp.zeros((1, 1, 1, 1)))
+        >>> o, state = additive_step(jnp.ones((1, 1, 1)), jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), 3.0), empty)
+        >>> o.item(), state.maximum.item(), state.total.item()
+        (3.0, 1.0, 1.0)
+    """
+    sizes = _check("B H", q, key_logits, v, key_factor)
+    dtype = state_dtype(q, key_logits, v, key_factor)
+    state = _state("state", state, sizes, dtype)
+    factor = None if key_factor is None else key_factor.astype(dtype)
+    o, state = additive_update(q.astype(dtype), key_logits.astype(dtype), v.astype(dtype), factor, state)
+    return o.astype(jnp.result_type(q, key_logits, v)), state
+
+
+def additive_global(
+    q: Array,
+    key_logits: Array,
+    v: Array,
+    *,
+    key_factor: Array | None = None,
+    num_segments: int = 1,
+    segment_ids: Array | None = None,
+    mask: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """LightNet's attention without an order: keys are a softmax over all tokens, for each channel by itself.
+
+    With logits a, key factors w and z = log sum_j exp(a_j), all per key channel,
+
+        o_i = sum_j (q_i . w_j exp(a_j - z)) v_j = S^T q_i,    S = sum_j w_j exp(a_j - z) v_j^T.
+
+    Args:
+        q: queries (B, L, H, F*K).
+        key_logits: (B, L, H, K); -inf is a token that this channel does not see.
+        v: values (B, L, H, V).
+        key_factor: (B or 1, L, H or 1, F, K), as for `additive_recurrence`.
+        num_segments: how many segments a row has at most; a static number. Time grows with it.
+        segment_ids: (B, L); tokens see those of their own run of equal ids.
+        mask: (B, L), true at real tokens. A masked token is seen by none and gives 0, whatever it contains.
+        implementation: see `lightnet.scan`.
+
+    Returns:
+        o (B, L, H, V) in the dtype of q, key_logits and v; 0 where a token sees none. Under `jit`, 0 also in runs
+        beyond `num_segments`.
+
+    Raises:
+        ValueError: a shape, dtype or name is another than stated; segment ids are concrete and have more runs than
+            `num_segments`.
+
+    Example:
+        >>> v = jnp.array([1.0, 3.0, 5.0]).reshape(1, 3, 1, 1)
+        >>> ones, ids = jnp.ones((1, 3, 1, 1)), jnp.array([[1, 1, 2]])
+        >>> additive_global(ones, ones, v).ravel().tolist()
+        [3.0, 3.0, 3.0]
+        >>> additive_global(ones, ones, v, segment_ids=ids, num_segments=2).ravel().tolist()
+        [2.0, 2.0, 5.0]
+    """
+    sizes = _check("B L H", q, key_logits, v, key_factor)
+    check_per_token(sizes, segment_ids, mask)
+    runs = _runs(segment_ids, mask, num_segments, (sizes["B"], sizes["L"]))
+    tokens = Tokens(None, mask)
+    dtype = jnp.result_type(q, key_logits, v)
+    operands = (*_only_real(tokens, q, key_logits, v, key_factor), runs)
+    o = dispatch(ADDITIVE_GLOBAL, implementation, operands, None, tokens, num_segments=num_segments)
+    (o,) = only_real(tokens, o.astype(dtype))
+    return o
+
+
+def _check(axes: str, q: Array, key_logits: Array, v: Array, key_factor: Array | None) -> dict[str, int]:
+    """Sizes of the dimension letters, with F*K for the keys behind the factors."""
+    sizes: dict[str, int] = {}
+    check_array("key_logits", key_logits, f"{axes} K", sizes)
+    check_array("v", v, f"{axes} V", sizes)
+    if key_factor is not None:
+        check_array("key_factor", key_factor, f"1|{axes[:-1]}1|H F K", sizes)
+    sizes["F*K"] = sizes.get("F", 1) * sizes["K"]
+    check_array("q", q, f"{axes} F*K", sizes)
+    return sizes
+
+
+def _state(name: str, state: AdditiveState | None, sizes: dict[str, int], dtype: jnp.dtype) -> AdditiveState:
+    """The state, checked; the empty one if none is given."""
+    per_channel = (sizes["B"], sizes["H"], sizes["K"])
+    maximum, total, inner = (None, None, None) if state is None else state
+    return AdditiveState(
+        jnp.full(per_channel, -jnp.inf, dtype)
+        if maximum is None
+        else check_state(f"{name}.maximum", maximum, per_channel, dtype),
+        check_state(f"{name}.total", total, per_channel, dtype),
+        check_state(f"{name}.state", inner, (sizes["B"], sizes["H"], sizes["F*K"], sizes["V"]), dtype),
+    )
+
+
+def _only_real(
+    tokens: Tokens, q: Array, key_logits: Array, v: Array, key_factor: Array | None
+) -> tuple[Array, Array, Array, Array | None]:
+    """Finite operands; a factor that rows share stays where one of them has a real token."""
+    q, key_logits, v = only_real(tokens, q, key_logits, v)
+    if key_factor is not None and tokens.real is not None:
+        shared = key_factor.shape[0] < tokens.real.shape[0]
+        real = tokens.real.any(axis=0, keepdims=True) if shared else tokens.real
+        (key_factor,) = only_real(Tokens(None, real), key_factor)
+    return q, key_logits, v, key_factor
+
+
+def _runs(segment_ids: Array | None, mask: Array | None, num_segments: int, shape: tuple[int, int]) -> Array | None:
+    """Number of each token's run, or None where there is one."""
+    if not isinstance(num_segments, int) or num_segments < 1:
+        raise ValueError(f"num_segments: got {num_segments!r}, expected an integer of at least 1")
+    if segment_ids is None:
+        return None
+    runs = run_index(segment_ids, mask)
+    if not isinstance(runs, jax.core.Tracer) and (most := int(runs.max()) + 1) > num_segments:
+        raise ValueError(f"num_segments: got {num_segments}, expected at least {most}: so many runs a row has")
+    return runs

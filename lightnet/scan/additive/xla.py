@@ -1,0 +1,237 @@
+"""LightNet chunk by chunk, forward and backward, with one state kept per chunk.
+
+A loop over chunks slices them from the operands where they lie and writes outputs in place. Its backward pass is the
+same loop in the other direction; it computes what a chunk holds again from the state that entered it.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lightnet.scan.additive.chunk import (
+    AdditiveState,
+    AdditiveSummary,
+    Chunk,
+    add,
+    chunk_gradient,
+    chunk_output,
+    comfortable,
+    dot,
+    exact_chunk,
+    exact_gradient,
+    finite,
+    relative,
+    sight,
+)
+from lightnet.scan.additive.reference import Operands
+from lightnet.scan.recurrence import Tokens
+from lightnet.typing import Array
+
+CHUNK = 64  # 16 and 128 are slower on CPU, 32 as fast with twice the states
+BLOCK = 8  # a chunk is a multiple of it
+
+
+def additive_xla(operands: Operands, initial_state: AdditiveState, tokens: Tokens) -> tuple[Array, AdditiveState]:
+    """See `additive_reference`; the output has the dtype of q, key logits and v."""
+    q, logits, v, factor = operands
+    length = v.shape[1]
+    chunk = min(CHUNK, -(-length // BLOCK) * BLOCK)
+    missing = -length % chunk
+    real = tokens.real
+    if real is not None:
+        logits = jnp.where(real[..., None, None], logits, -jnp.inf)
+    elif missing:
+        real = jnp.ones((1, length), bool)
+    if missing:
+        tokens = Tokens(_padded(tokens.keep, missing, True), _padded(real, missing, False))
+        q, logits, v = _padded(q, missing, 0.0), _padded(logits, missing, -jnp.inf), _padded(v, missing, 0.0)
+        factor = _padded(factor, missing, 0.0)
+    o, final = _scan((q, logits, v, factor), initial_state, tokens, chunk)
+    return o[:, :length], final
+
+
+def summary(operands: Operands, tokens: Tokens) -> AdditiveSummary:
+    """The last run of a stretch that begins empty, and whether a run began inside; one product of keys and values."""
+    _, logits, v, factor = operands
+    dtype = jnp.result_type(jnp.float32, *(x for x in operands if x is not None))
+    logits, counts = logits.astype(dtype), tokens.real
+    restarts = jnp.zeros(logits.shape[0], bool)
+    if tokens.keep is not None:
+        last = _of_last_run(tokens.keep)
+        counts = last if counts is None else last & counts
+        restarts = ~tokens.keep.all(axis=1)
+    if counts is not None:
+        logits = jnp.where(counts[..., None, None], logits, -jnp.inf)
+    maximum = logits.max(axis=1)
+    keys = jnp.exp(logits - finite(maximum)[:, None])
+    total = keys.sum(axis=1)
+    if factor is not None:
+        keys = keys[..., None, :] * factor.astype(dtype)
+        keys = keys.reshape((*keys.shape[:3], -1))
+    state = dot("blhk,blhv->bhkv", keys, v.astype(dtype))
+    return AdditiveSummary(AdditiveState(maximum, total, state), restarts)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _scan(operands: Operands, initial_state: AdditiveState, tokens: Tokens, chunk: int) -> tuple[Array, AdditiveState]:
+    v, dtype = operands[2], initial_state.total.dtype
+
+    def step(i: Array, carry: tuple[AdditiveState, Array]) -> tuple[AdditiveState, Array]:
+        state, out = carry
+        o, state = _forward(_chunk(operands, i, chunk, dtype), _flags(tokens, i, chunk), state)
+        return state, _write(out, o, i, chunk)
+
+    out = jnp.zeros(v.shape, jnp.result_type(*operands[:3]))
+    final, out = lax.fori_loop(0, v.shape[1] // chunk, step, (initial_state, out))
+    return out, final
+
+
+def _scan_forward(operands: Operands, initial_state: AdditiveState, tokens: Tokens, chunk: int) -> Any:
+    v, dtype = operands[2], initial_state.total.dtype
+    count = v.shape[1] // chunk
+
+    def step(i: Array, carry: Any) -> Any:
+        state, out, entered = carry
+        entered = jax.tree.map(lambda xs, x: lax.dynamic_update_index_in_dim(xs, x, i, 0), entered, state)
+        o, state = _forward(_chunk(operands, i, chunk, dtype), _flags(tokens, i, chunk), state)
+        return state, _write(out, o, i, chunk), entered
+
+    out = jnp.zeros(v.shape, jnp.result_type(*operands[:3]))
+    entered = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), initial_state)
+    final, out, entered = lax.fori_loop(0, count, step, (initial_state, out, entered))
+    return (out, final), (operands, initial_state, tokens, entered, final)
+
+
+def _scan_backward(chunk: int, residuals: Any, cotangents: tuple[Array, AdditiveState]) -> Any:
+    operands, initial_state, tokens, entered, final = residuals
+    do, final_bar = cotangents
+    dtype = initial_state.total.dtype
+    count = do.shape[1] // chunk
+
+    def step(i: Array, carry: Any) -> Any:
+        total_bar, state_bar, gradients = carry
+        i = count - 1 - i
+        state = jax.tree.map(lambda xs: lax.dynamic_index_in_dim(xs, i, 0, keepdims=False), entered)
+        chunk_bar, total_bar, state_bar = _backward(
+            _chunk(operands, i, chunk, dtype),
+            _flags(tokens, i, chunk),
+            state,
+            _part(do, i, chunk, dtype),
+            total_bar,
+            state_bar,
+        )
+        gradients = jax.tree.map(lambda out, x: _write(out, x, i, chunk), gradients, tuple(chunk_bar))
+        return total_bar, state_bar, gradients
+
+    zeros = jax.tree.map(jnp.zeros_like, operands)
+    total_bar, state_bar, gradients = lax.fori_loop(0, count, step, (final_bar.total, final_bar.state, zeros))
+    logits_bar, maximum_bar = _through_maximum(operands[1], gradients[1], initial_state, tokens, final, final_bar)
+    maximum_bar += _unit(initial_state, total_bar, state_bar)
+    gradients = (gradients[0], logits_bar, *gradients[2:])
+    return gradients, AdditiveState(maximum_bar, total_bar, state_bar), None
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _forward(chunk: Chunk, tokens: Tokens, state: AdditiveState) -> tuple[Array, AdditiveState]:
+    sees = sight(tokens.keep, chunk.v.shape[2])
+    r = relative(chunk, sees, state)
+    return lax.cond(
+        comfortable(r, tokens.real),
+        lambda chunk, state, r: chunk_output(chunk, sees, state, r),
+        lambda chunk, state, r: exact_chunk(chunk, tokens.keep, state, block=BLOCK),
+        chunk,
+        state,
+        r,
+    )
+
+
+def _backward(
+    chunk: Chunk, tokens: Tokens, state: AdditiveState, do: Array, total_bar: Array, state_bar: Array
+) -> tuple[Chunk, Array, Array]:
+    sees = sight(tokens.keep, chunk.v.shape[2])
+    r = relative(chunk, sees, state)
+    return lax.cond(
+        comfortable(r, tokens.real),
+        lambda chunk, state, r, *bars: chunk_gradient(chunk, sees, state, r, *bars),
+        lambda chunk, state, r, *bars: exact_gradient(chunk, tokens.keep, state, *bars, block=BLOCK),
+        chunk,
+        state,
+        r,
+        do,
+        total_bar,
+        state_bar,
+    )
+
+
+def _through_maximum(
+    logits: Array,
+    logits_bar: Array,
+    initial_state: AdditiveState,
+    tokens: Tokens,
+    final: AdditiveState,
+    bar: AdditiveState,
+) -> tuple[Array, Array]:
+    """Add what reaches the logits, and the initial maximum, through the final maximum.
+
+    The loop holds maxima fixed. The final one is the unit of final total and state, and an output by itself; its
+    gradient belongs to whatever attains it, and vanishes where the final state is used as a state or not at all.
+    """
+    total_bar = bar.maximum - _unit(final, bar.total, bar.state)
+    if tokens.keep is None:
+        last, whole = jnp.ones((1, 1), bool), jnp.ones(1, bool)
+    else:
+        last, whole = _of_last_run(tokens.keep), tokens.keep.all(axis=1)
+    from_start = whole[:, None, None] & (initial_state.maximum == final.maximum)
+
+    def spread(logits_bar: Array) -> tuple[Array, Array]:
+        attains = last[..., None, None] & (logits == final.maximum[:, None])
+        share = total_bar / jnp.maximum(attains.sum(axis=1) + from_start, 1)
+        added = jnp.where(attains, share[:, None], 0).astype(logits_bar.dtype)
+        return logits_bar + added, jnp.where(from_start, share, 0)
+
+    nothing = jnp.zeros_like(total_bar)
+    return lax.cond(jnp.any(total_bar != 0), spread, lambda logits_bar: (logits_bar, nothing), logits_bar)
+
+
+def _unit(state: AdditiveState, total_bar: Array, state_bar: Array) -> Array:
+    """Gradient with respect to the maximum of a state whose total and inner state are in units of exp(-maximum)."""
+    factors = state.state.shape[-2] // state.total.shape[-1]
+    return state.total * total_bar + add((state.state * state_bar).sum(axis=-1), factors)
+
+
+def _of_last_run(keep: Array) -> Array:
+    """(B, L), true at the tokens of the last run."""
+    run = jnp.cumsum(~keep, axis=1)
+    return run == run[:, -1:]
+
+
+def _part(x: Array, i: Array, chunk: int, dtype: Any) -> Array:
+    """Chunk i of an array (B, L, H, ...), as (B, H, C, ...) in the precision of the state."""
+    return lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1).swapaxes(1, 2).astype(dtype)
+
+
+def _chunk(operands: Operands, i: Array, chunk: int, dtype: Any) -> Chunk:
+    return Chunk(*jax.tree.map(lambda x: _part(x, i, chunk, dtype), operands))
+
+
+def _flags(tokens: Tokens, i: Array, chunk: int) -> Tokens:
+    """Flags of chunk i: keep (B, C) and real (B, 1, C, 1)."""
+    keep, real = (None if x is None else lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in tokens)
+    return Tokens(keep, None if real is None else real[:, None, :, None])
+
+
+def _write(out: Array, x: Array, i: Array, chunk: int) -> Array:
+    """Put (B, H, C, ...) into (B, L, H, ...) as its chunk i."""
+    return lax.dynamic_update_slice_in_dim(out, x.swapaxes(1, 2).astype(out.dtype), i * chunk, axis=1)
+
+
+def _padded(x: Any, missing: int, value: float | bool) -> Any:
+    """A tensor (B, L, ...) with more tokens at the end; None stays None."""
+    if x is None:
+        return x
+    return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2), constant_values=value)

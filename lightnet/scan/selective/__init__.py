@@ -1,0 +1,128 @@
+"""Mamba's selective recurrence: a step size, an input and a readout that depend on the token."""
+
+import jax
+
+from lightnet.scan.checks import check_array, check_per_token, check_values
+from lightnet.scan.linear.chunk import combine, enter
+from lightnet.scan.recurrence import Recurrence, check_state, dispatch, only_real, state_dtype, tokens_of
+from lightnet.scan.selective.chunk import Selective, advance, gated, read
+from lightnet.scan.selective.reference import selective_reference
+from lightnet.scan.selective.xla import selective_xla, summary
+from lightnet.typing import Array
+
+SELECTIVE = Recurrence(
+    "selective_scan", selective_reference, selective_xla, summary=summary, combine=combine, enter=enter
+)
+
+
+def selective_scan(
+    x: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    *,
+    z: Array | None = None,
+    initial_state: Array | None = None,
+    segment_ids: Array | None = None,
+    mask: Array | None = None,
+    implementation: str | None = None,
+) -> tuple[Array, Array]:
+    """Selective state space recurrence (Mamba, arXiv 2312.00752, algorithm 2), of each channel d with states n.
+
+    h_t[d, n] = exp(dt_t[d] A[d, n]) h_{t-1}[d, n] + dt_t[d] x_t[d] B_t[n], and
+    y_t[d] = (sum_n C_t[n] h_t[d, n] + D[d] x_t[d]) silu(z_t[d]).
+
+    Args:
+        x: inputs (B, L, D).
+        dt: step sizes (B, L, D), at least 0: after the softplus.
+        A: rates (D, N), negative for a state that fades.
+        B: input weights (B, L, N).
+        C: readout weights (B, L, N).
+        D: (D,), what of the input goes straight to the output; None is 0.
+        z: gates (B, L, D); None is no gate.
+        initial_state: (B, D, N) in the precision of the state, float32 (float64 under x64); None is 0.
+        segment_ids: (B, L); the state restarts at each new run of equal ids, `initial_state` enters the first.
+        mask: (B, L), true at real tokens. A masked token leaves the state as it is and gives 0, whatever it contains.
+        implementation: see `lightnet.scan`.
+
+    Returns:
+        y (B, L, D) in the dtype of x, and the last state (B, D, N).
+
+    Raises:
+        ValueError: a shape, dtype or name is another than stated, or a known step size is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one = jnp.ones((1, 2, 1))
+        >>> y, final = selective_scan(one, one, -jnp.log(jnp.full((1, 1), 2.0)), one, one)
+        >>> y[0, :, 0].tolist(), final.tolist()
+        ([1.0, 1.5], [[[1.5]]])
+    """
+    sizes: dict[str, int] = {}
+    check_array("x", x, "B L D", sizes)
+    check_array("dt", dt, "B L D", sizes)
+    check_array("A", A, "D N", sizes)
+    check_array("B", B, "B L N", sizes)
+    check_array("C", C, "B L N", sizes)
+    if D is not None:
+        check_array("D", D, "D", sizes)
+    if z is not None:
+        check_array("z", z, "B L D", sizes)
+    check_per_token(sizes, segment_ids, mask)
+    check_values("dt", dt, at_least=0, mask=mask)
+    shape = (sizes["B"], sizes["D"], sizes["N"])
+    state = check_state("initial_state", initial_state, shape, state_dtype(x, dt, A, B, C, D, z))
+    tokens = tokens_of(segment_ids, mask)
+    # A masked token makes a step of size 0: the decay is 1 and nothing enters.
+    x, dt, B, C, z = only_real(tokens, x, dt, B, C, z)
+    y, final = dispatch(SELECTIVE, implementation, Selective(x, dt, A, B, C, D, z), state, tokens)
+    (y,) = only_real(tokens, y)
+    return y, final
+
+
+def selective_step(
+    x: Array, dt: Array, A: Array, B: Array, C: Array, D: Array | None, state: Array, *, z: Array | None = None
+) -> tuple[Array, Array]:
+    """One token of `selective_scan`.
+
+    Args:
+        x: input (B, D).
+        dt: step size (B, D), at least 0.
+        A: rates (D, N).
+        B: input weights (B, N).
+        C: readout weights (B, N).
+        D: (D,) or None.
+        state: (B, D, N).
+        z: gate (B, D) or None.
+
+    Returns:
+        y (B, D) in the dtype of x, and the state (B, D, N).
+
+    Raises:
+        ValueError: a shape or dtype is another than stated, or a known step size is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one = jnp.ones((1, 1))
+        >>> y, state = selective_step(one, one, -jnp.log(2 * one), one, one, None, jnp.ones((1, 1, 1)))
+        >>> y.tolist(), state.tolist()
+        ([[1.5]], [[[1.5]]])
+    """
+    sizes: dict[str, int] = {}
+    check_array("x", x, "B D", sizes)
+    check_array("dt", dt, "B D", sizes)
+    check_array("A", A, "D N", sizes)
+    check_array("B", B, "B N", sizes)
+    check_array("C", C, "B N", sizes)
+    if D is not None:
+        check_array("D", D, "D", sizes)
+    if z is not None:
+        check_array("z", z, "B D", sizes)
+    check_values("dt", dt, at_least=0)
+    dtype = state_dtype(x, dt, A, B, C, D, z)
+    state = check_state("state", state, (sizes["B"], sizes["D"], sizes["N"]), dtype)
+    token = jax.tree.map(lambda v: v.astype(dtype), Selective(x, dt, A.T[None], B, C, D, z))
+    h = advance(state.swapaxes(1, 2), token)
+    return gated(read(h, token.C), token).astype(x.dtype), h.swapaxes(1, 2)

@@ -1,18 +1,22 @@
-"""Of each test here the first set of parameters is quick, the others are slow: most of their time is compilation."""
+"""Most of the time of the tests here is compilation, so only a few are quick.
 
+Of each file the first tests are, each with its first set of parameters; all others are slow.
+"""
+
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent
+FOLDER, QUICK = Path(__file__).parent, 6
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    seen = set()
+    seen: dict[Path, set[str]] = defaultdict(set)
     for item in items:
         if FOLDER not in item.path.parents:
             continue
-        function = (item.path, getattr(item, "originalname", item.name))
-        if function in seen:
+        names, name = seen[item.path], getattr(item, "originalname", item.name)
+        if name in names or len(names) >= QUICK:
             item.add_marker(pytest.mark.slow)
-        seen.add(function)
+        names.add(name)

@@ -15,6 +15,11 @@ the final state's cotangent included. Errors are `ValueError`s that name the arg
 Which function is for which model, and what each costs, is in the README beside this file.
 """
 
+from functools import partial
+from typing import Any
+
+import jax
+
 from lightnet.scan.additive import (
     ADDITIVE,
     ADDITIVE_GLOBAL,
@@ -25,9 +30,9 @@ from lightnet.scan.additive import (
 )
 from lightnet.scan.conv import CONV, causal_conv, causal_conv_step
 from lightnet.scan.diagonal import DIAGONAL, diagonal_ssm, diagonal_step
+from lightnet.scan.dispatch import Asked, choices
 from lightnet.scan.gated import GATED, gated_linear_attention, gated_linear_step
 from lightnet.scan.linear import LINEAR, linear_scan, linear_step
-from lightnet.scan.recurrence import choices
 from lightnet.scan.selective import SELECTIVE, selective_scan, selective_step
 
 __all__ = [
@@ -51,17 +56,19 @@ __all__ = [
 _RECURRENCES = {r.name: r for r in (LINEAR, DIAGONAL, SELECTIVE, GATED, ADDITIVE, ADDITIVE_GLOBAL, CONV)}
 
 
-def explain(function: str) -> str:
-    """What `implementation=None` runs on each platform, and why.
+def explain(function: str, *arguments: Any, **named: Any) -> str:
+    """What `implementation=None` runs on each platform and why, and how the call is split over the mesh that is set.
 
     Args:
         function: name of a sequence form of this package.
+        *arguments: what it would be called with: arrays or `jax.ShapeDtypeStruct`s. Without any, the general answer.
+        **named: its arguments by name.
 
     Returns:
-        One line per platform.
+        One line per platform, and one for the mesh where there is one.
 
     Raises:
-        ValueError: there is no such function.
+        ValueError: there is no such function, or it does not accept these arguments.
 
     Example:
         >>> print(explain("linear_scan"))
@@ -71,5 +78,10 @@ def explain(function: str) -> str:
     """
     if function not in _RECURRENCES:
         raise ValueError(f"function: got {function!r}, expected one of {', '.join(_RECURRENCES)}")
-    found = choices(_RECURRENCES[function]).items()
-    return "\n".join(f"{function} on {platform}: {name} ({why})" for platform, (name, why) in found)
+    asked = Asked()
+    if arguments or named:
+        with asked.during():
+            jax.eval_shape(partial(globals()[function], **named), *arguments)
+    found = choices(_RECURRENCES[function], asked.operands)
+    lines = [f"{function} on {platform}: {name} ({why})" for platform, (name, why) in found.items()]
+    return "\n".join([*lines, *([f"{function} on this mesh: {asked.placed}"] if asked.placed else [])])

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token
-from lightnet.scan.recurrence import Recurrence, Tokens, check_state, dispatch, only_real, state_dtype, tokens_of
+from lightnet.scan.dispatch import dispatch
+from lightnet.scan.recurrence import Axes, Recurrence, Tokens, check_state, only_real, state_dtype, tokens_of
 from lightnet.typing import Array
 
 
@@ -227,10 +228,18 @@ def _output_dtype(x: Array, w: Array, bias: Array | None) -> Any:
     return jnp.result_type(x, w) if bias is None else jnp.result_type(x, w, bias)
 
 
-def _check_taps(w: Array, bias: Array | None, sizes: dict[str, int]) -> None:
+def _check_taps(w: ArrayInput, bias: ArrayInput, sizes: dict[str, int]) -> None:
     check_array("w", w, "width D", sizes, complex_allowed=True)
     if bias is not None:
         check_array("bias", bias, "D", sizes, complex_allowed=True)
 
 
-CONV = Recurrence("causal_conv", _reference, _xla, summary=halo, combine=combine, enter=enter)
+CONV = Recurrence(
+    "causal_conv",
+    Axes(("B L D", "width D", "D"), "B width D", "B L D"),
+    _reference,
+    _xla,
+    summary=halo,
+    combine=combine,
+    enter=enter,
+)

@@ -1,4 +1,4 @@
-"""The record that describes one recurrence, and the one dispatcher for all of them."""
+"""The record that describes one recurrence, and what segments and masks mean for all of them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +11,6 @@ import jax.numpy as jnp
 from lightnet.scan.checks import got
 from lightnet.segments import run_index
 from lightnet.typing import Array
-
-IMPLEMENTATIONS = ("reference", "xla", "pallas", "pallas_interpret")
-PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class Tokens(NamedTuple):
@@ -28,6 +25,24 @@ class Tokens(NamedTuple):
     real: Array | None
 
 
+class Axes(NamedTuple):
+    """The axes of a recurrence's arrays by their letters, such as "B L D"; an array may have size 1 in any of them.
+
+    Attributes:
+        operands: pytree like the operands, with strings as leaves.
+        state: pytree like the state, or None where there is none.
+        output: of the output.
+    """
+
+    operands: Any
+    state: Any
+    output: str
+
+
+def _without_a_state(*_: Any, **__: Any) -> Any:
+    raise TypeError("this function has no order, and so neither states nor summaries")
+
+
 @dataclass(frozen=True)
 class Recurrence:
     """One recurrence and its implementations.
@@ -38,6 +53,7 @@ class Recurrence:
 
     Attributes:
         name: of the public function.
+        axes: letters of the axes, from which the split over a mesh follows.
         reference: sequential, one `lax.scan`: the definition.
         xla: fast on any platform.
         kernels: platform ("tpu", "cuda") -> Pallas kernel.
@@ -45,16 +61,20 @@ class Recurrence:
         summary: (operands, tokens) -> what a stretch of the sequence does to the state that enters it.
         combine: (earlier, later) -> summary of both stretches; associative.
         enter: (summary, state) -> the state behind the stretch.
+        split: (operands, tokens, mesh axis, **options) -> output, for a function without an order and so without a
+            state: the call with the sequence split over a mesh axis, from inside `jax.shard_map`.
     """
 
     name: str
+    axes: Axes
     reference: Callable
     xla: Callable
     kernels: Mapping[str, Callable] = field(default_factory=lambda: MappingProxyType({}))
     refusal: Callable[[str, Any], str | None] = lambda platform, operands: None
-    summary: Callable | None = None
-    combine: Callable | None = None
-    enter: Callable | None = None
+    summary: Callable = _without_a_state
+    combine: Callable = _without_a_state
+    enter: Callable = _without_a_state
+    split: Callable | None = None
 
 
 def tokens_of(segment_ids: Array | None, mask: Array | None, *, reverse: bool = False) -> Tokens:
@@ -95,75 +115,24 @@ def only_real(tokens: Tokens, *operands: Array | None) -> tuple[Any, ...]:
     return tuple(clean(x) for x in operands)
 
 
-def dispatch(
-    recurrence: Recurrence,
-    implementation: str | None,
-    operands: Any,
-    initial_state: Any,
-    tokens: Tokens,
-    **options: Any,
-) -> Any:
-    """Call an implementation of a recurrence.
+def mapped_alike(outputs: Any, operands: Any) -> Any:
+    """The outputs of a `jax.custom_vjp` function, such that `jax.vmap` maps all of them where it maps any operand.
+
+    An output that depends on no mapped operand would be shared by the batch. JAX 0.10 then counts its cotangent once
+    per example in the gradients of operands that are not mapped, and JAX 0.12 refuses to differentiate.
 
     Args:
-        recurrence: which.
-        implementation: None takes the kernel of the platform that the function is lowered for where there is one that
-            can run these operands, else "xla"; a name is honoured or refused.
+        outputs: pytree of arrays.
         operands: pytree of arrays.
-        initial_state: pytree of arrays.
-        tokens: from `tokens_of`.
-        **options: static arguments of the recurrence.
 
     Returns:
-        What the implementation returns.
-
-    Raises:
-        ValueError: an unknown name, or one that cannot be honoured, with the reason.
+        The outputs. The choice that is added here has one side only, and compiles to nothing.
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"implementation: got {implementation!r}, expected None or one of {', '.join(IMPLEMENTATIONS)}"
-        )
-    if implementation in ("reference", "xla"):
-        return getattr(recurrence, implementation)(operands, initial_state, tokens, **options)
-    able = {p: k for p, k in recurrence.kernels.items() if recurrence.refusal(p, operands) is None}
-    if implementation is not None and not able:
-        reasons = "; ".join(f"{p}: {_why_not(recurrence, p, operands)}" for p in PLATFORMS)
-        raise ValueError(
-            f"implementation: {implementation!r} cannot run {recurrence.name} here ({reasons}); "
-            "expected None, 'reference' or 'xla'"
-        )
-    if implementation is None and not able:
-        return recurrence.xla(operands, initial_state, tokens, **options)
-    if implementation == "pallas_interpret":
-        return able["tpu"](operands, initial_state, tokens, interpret=True, **options)
-    other = recurrence.xla if implementation is None else None
-    branches = {p: (lambda *a, k=k: k(*a, **options)) for p, k in able.items()}
-    default = None if other is None else (lambda *a: other(*a, **options))
-    return jax.lax.platform_dependent(operands, initial_state, tokens, default=default, **branches)
-
-
-def choices(recurrence: Recurrence, operands: Any = None) -> dict[str, tuple[str, str]]:
-    """For each platform, what `implementation=None` runs there and why.
-
-    Args:
-        recurrence: which.
-        operands: what it would be called with; None for the general answer.
-
-    Returns:
-        platform -> (implementation, reason).
-    """
-    found = {}
-    for platform in PLATFORMS:
-        reason = _why_not(recurrence, platform, operands)
-        found[platform] = ("xla", reason) if reason else ("pallas", "a kernel for this platform")
-    return found
-
-
-def _why_not(recurrence: Recurrence, platform: str, operands: Any) -> str | None:
-    if platform not in recurrence.kernels:
-        return "there is no kernel for this platform"
-    return None if operands is None else recurrence.refusal(platform, operands)
+    never = jnp.zeros((), bool)
+    for x in jax.tree.leaves(operands):
+        first = x[(0,) * x.ndim]
+        never |= (first != first) & False
+    return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), outputs)
 
 
 def state_dtype(*operands: Array | None) -> Any:

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from lightnet.scan.additive.chunk import AdditiveState, AdditiveSummary, combine, enter, merge
-from lightnet.scan.additive.order_free import global_xla
+from lightnet.scan.additive.order_free import global_split, global_xla
 from lightnet.scan.additive.reference import additive_reference, additive_update, global_reference
 from lightnet.scan.additive.xla import additive_xla, summary
-from lightnet.scan.checks import check_array, check_per_token
-from lightnet.scan.recurrence import Recurrence, Tokens, check_state, dispatch, only_real, state_dtype, tokens_of
+from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, got
+from lightnet.scan.dispatch import dispatch
+from lightnet.scan.recurrence import Axes, Recurrence, Tokens, check_state, only_real, state_dtype, tokens_of
 from lightnet.segments import run_index
 from lightnet.typing import Array
 
@@ -23,21 +24,30 @@ __all__ = [
     "merge",
 ]
 
+_OPERANDS = ("B L H K", "B L H K", "B L H V", "B L H F K")
 ADDITIVE = Recurrence(
-    "additive_recurrence", additive_reference, additive_xla, summary=summary, combine=combine, enter=enter
+    "additive_recurrence",
+    Axes(_OPERANDS, AdditiveState._make(("B H K", "B H K", "B H K V")), "B L H V"),
+    additive_reference,
+    additive_xla,
+    summary=summary,
+    combine=combine,
+    enter=enter,
 )
-ADDITIVE_GLOBAL = Recurrence("additive_global", global_reference, global_xla)
+ADDITIVE_GLOBAL = Recurrence(
+    "additive_global", Axes((*_OPERANDS, "B L"), None, "B L H V"), global_reference, global_xla, split=global_split
+)
 
 
 def additive_recurrence(
-    q: Array,
-    key_logits: Array,
-    v: Array,
+    q: ArrayInput,
+    key_logits: ArrayInput,
+    v: ArrayInput,
     *,
-    key_factor: Array | None = None,
+    key_factor: ArrayInput = None,
     initial_state: AdditiveState | None = None,
-    segment_ids: Array | None = None,
-    mask: Array | None = None,
+    segment_ids: ArrayInput = None,
+    mask: ArrayInput = None,
     implementation: str | None = None,
 ) -> tuple[Array, AdditiveState]:
     """LightNet's attention, causal: keys are a softmax over the tokens so far, for each channel by itself.
@@ -72,6 +82,9 @@ def additive_recurrence(
         >>> [round(x, 4) for x in o.ravel().tolist()]
         [1.0, 2.0, 3.0]
     """
+    q, key_logits, v, key_factor, segment_ids, mask = as_arrays(
+        q=q, key_logits=key_logits, v=v, key_factor=key_factor, segment_ids=segment_ids, mask=mask
+    )
     sizes = _check("B L H", q, key_logits, v, key_factor)
     check_per_token(sizes, segment_ids, mask)
     state = _state("initial_state", initial_state, sizes, state_dtype(q, key_logits, v, key_factor))
@@ -84,7 +97,7 @@ def additive_recurrence(
 
 
 def additive_step(
-    q: Array, key_logits: Array, v: Array, state: AdditiveState, *, key_factor: Array | None = None
+    q: ArrayInput, key_logits: ArrayInput, v: ArrayInput, state: AdditiveState, *, key_factor: ArrayInput = None
 ) -> tuple[Array, AdditiveState]:
     """One token of `additive_recurrence`.
 
@@ -98,12 +111,16 @@ def additive_step(
     Returns:
         o (B, H, V) in the dtype of q, key_logits and v, and the state.
 
+    Raises:
+        ValueError: a shape or dtype is another than stated.
+
     Example:
         >>> empty = AdditiveState(jnp.full((1, 1, 1), -jnp.inf), jnp.zeros((1, 1, 1)), jnp.zeros((1, 1, 1, 1)))
         >>> o, state = additive_step(jnp.ones((1, 1, 1)), jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), 3.0), empty)
         >>> o.item(), state.maximum.item(), state.total.item()
         (3.0, 1.0, 1.0)
     """
+    q, key_logits, v, key_factor = as_arrays(q=q, key_logits=key_logits, v=v, key_factor=key_factor)
     sizes = _check("B H", q, key_logits, v, key_factor)
     dtype = state_dtype(q, key_logits, v, key_factor)
     state = _state("state", state, sizes, dtype)
@@ -113,14 +130,14 @@ def additive_step(
 
 
 def additive_global(
-    q: Array,
-    key_logits: Array,
-    v: Array,
+    q: ArrayInput,
+    key_logits: ArrayInput,
+    v: ArrayInput,
     *,
-    key_factor: Array | None = None,
+    key_factor: ArrayInput = None,
     num_segments: int = 1,
-    segment_ids: Array | None = None,
-    mask: Array | None = None,
+    segment_ids: ArrayInput = None,
+    mask: ArrayInput = None,
     implementation: str | None = None,
 ) -> Array:
     """LightNet's attention without an order: keys are a softmax over all tokens, for each channel by itself.
@@ -155,9 +172,12 @@ def additive_global(
         >>> additive_global(ones, ones, v, segment_ids=ids, num_segments=2).ravel().tolist()
         [2.0, 2.0, 5.0]
     """
+    q, key_logits, v, key_factor, segment_ids, mask = as_arrays(
+        q=q, key_logits=key_logits, v=v, key_factor=key_factor, segment_ids=segment_ids, mask=mask
+    )
     sizes = _check("B L H", q, key_logits, v, key_factor)
     check_per_token(sizes, segment_ids, mask)
-    runs = _runs(segment_ids, mask, num_segments, (sizes["B"], sizes["L"]))
+    runs = _runs(segment_ids, mask, num_segments)
     tokens = Tokens(None, mask)
     dtype = jnp.result_type(q, key_logits, v)
     operands = (*_only_real(tokens, q, key_logits, v, key_factor), runs)
@@ -166,7 +186,7 @@ def additive_global(
     return o
 
 
-def _check(axes: str, q: Array, key_logits: Array, v: Array, key_factor: Array | None) -> dict[str, int]:
+def _check(axes: str, q: ArrayInput, key_logits: ArrayInput, v: ArrayInput, key_factor: ArrayInput) -> dict[str, int]:
     """Sizes of the dimension letters, with F*K for the keys behind the factors."""
     sizes: dict[str, int] = {}
     check_array("key_logits", key_logits, f"{axes} K", sizes)
@@ -181,14 +201,14 @@ def _check(axes: str, q: Array, key_logits: Array, v: Array, key_factor: Array |
 def _state(name: str, state: AdditiveState | None, sizes: dict[str, int], dtype: jnp.dtype) -> AdditiveState:
     """The state, checked; the empty one if none is given."""
     per_channel = (sizes["B"], sizes["H"], sizes["K"])
-    maximum, total, inner = (None, None, None) if state is None else state
-    return AdditiveState(
-        jnp.full(per_channel, -jnp.inf, dtype)
-        if maximum is None
-        else check_state(f"{name}.maximum", maximum, per_channel, dtype),
-        check_state(f"{name}.total", total, per_channel, dtype),
-        check_state(f"{name}.state", inner, (sizes["B"], sizes["H"], sizes["F*K"], sizes["V"]), dtype),
-    )
+    shapes = (per_channel, per_channel, (sizes["B"], sizes["H"], sizes["F*K"], sizes["V"]))
+    if state is None:
+        return AdditiveState(*(jnp.full(s, x, dtype) for s, x in zip(shapes, (-jnp.inf, 0, 0), strict=True)))
+    if not isinstance(state, AdditiveState) or any(part is None for part in state):
+        raise ValueError(f"{name}: got {got(state)}, expected an AdditiveState of arrays")
+    names = [f"{name}.{part}" for part in AdditiveState._fields]
+    parts = zip(names, as_arrays(**dict(zip(names, state, strict=True))), shapes, strict=True)
+    return AdditiveState(*(check_state(part, x, shape, dtype) for part, x, shape in parts))
 
 
 def _only_real(
@@ -203,7 +223,7 @@ def _only_real(
     return q, key_logits, v, key_factor
 
 
-def _runs(segment_ids: Array | None, mask: Array | None, num_segments: int, shape: tuple[int, int]) -> Array | None:
+def _runs(segment_ids: Array | None, mask: Array | None, num_segments: int) -> Array | None:
     """Number of each token's run, or None where there is one."""
     if not isinstance(num_segments, int) or num_segments < 1:
         raise ValueError(f"num_segments: got {num_segments!r}, expected an integer of at least 1")

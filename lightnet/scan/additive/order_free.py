@@ -5,6 +5,8 @@ three. So one function serves forward and backward: the gradient of each is such
 gradient of the output.
 """
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,28 +15,62 @@ from lightnet.scan.additive.chunk import add, dot, finite, repeat
 from lightnet.scan.recurrence import Tokens, state_dtype
 from lightnet.typing import Array
 
+# q, key logits, v, key factor, and the number of each token's run.
+Operands: TypeAlias = tuple[Array, Array, Array, Array | None, Array | None]
 CHUNK = 64  # tokens of the pairwise products within segments
 
 
 def global_xla(
-    operands: tuple[Array, Array, Array, Array | None, Array | None],
+    operands: Operands,
     initial_state: None,
     tokens: Tokens,
     *,
     num_segments: int,
 ) -> Array:
     """See `global_reference`."""
+    q, logits, v, factor, runs = _prepared(operands, tokens, num_segments)
+    if runs is None:
+        return _whole(q, logits, v, factor)
+    keys = _times(_normalised(logits, runs, num_segments), factor)
+    return _within_segments(q, keys, v, runs)
+
+
+def global_split(operands: Operands, tokens: Tokens, axes: tuple[str, ...], *, num_segments: int) -> Array:
+    """The same with the sequence split over axes of a mesh, from inside `jax.shard_map`.
+
+    A run is contiguous, so only the first and the last run of a device's stretch have tokens elsewhere.
+    """
+    q, logits, v, factor, runs = _prepared(operands, tokens, num_segments)
+    if runs is None:
+        maximum = finite(lax.pmax(lax.stop_gradient(logits).max(axis=1, keepdims=True), axes))
+        keys = jnp.exp(logits - maximum)
+        total = lax.psum(keys.sum(axis=1, keepdims=True), axes)
+        keys = _times(keys / jnp.where(total > 0, total, 1), factor)
+        return dot("blhk,bhkv->blhv", q, lax.psum(dot("blhk,blhv->bhkv", keys, v), axes))
+    keys = _times(_normalised(logits, runs, num_segments, axes), factor)
+    first, last = runs[:, 0], runs[:, -1]
+    of_first, of_last = ((runs == edge[:, None])[..., None, None] for edge in (first, last))
+    sums = (dot("blhk,blhv->bhkv", jnp.where(flag, keys, 0), v) for flag in (of_first, of_last))
+    first_run, last_run, first_sum, last_sum = lax.all_gather((first, last, *sums), axes)
+    place = jnp.arange(first_run.shape[0])[:, None]
+    here = lax.axis_index(axes)
+    earlier = ((place < here) & (last_run == first[None]))[..., None, None, None]
+    later = ((place > here) & (first_run == last[None]))[..., None, None, None]
+    o = _within_segments(q, keys, v, runs)
+    o += dot("blhk,bhkv->blhv", jnp.where(of_first, q, 0), jnp.where(earlier, last_sum, 0).sum(axis=0))
+    return o + dot("blhk,bhkv->blhv", jnp.where(of_last, q, 0), jnp.where(later, first_sum, 0).sum(axis=0))
+
+
+def _prepared(operands: Operands, tokens: Tokens, num_segments: int) -> Operands:
+    """In the precision of the sums, with logits of -inf where a token does not count."""
     q, logits, v, factor, runs = operands
     dtype = state_dtype(q, logits, v, factor)
     q, logits, v = (x.astype(dtype) for x in (q, logits, v))
-    factor = None if factor is None else factor.astype(dtype)
     if tokens.real is not None:
         logits = jnp.where(tokens.real[..., None, None], logits, -jnp.inf)
-    if runs is None:
-        return _whole(q, logits, v, factor)
-    logits = jnp.where((runs < num_segments)[..., None, None], logits, -jnp.inf)
-    keys = _normalised(logits, runs, num_segments)
-    return _within_segments(q, _times(keys, factor), v, runs)
+    if runs is not None:
+        logits = jnp.where((runs < num_segments)[..., None, None], logits, -jnp.inf)
+    return q, logits, v, None if factor is None else factor.astype(dtype), runs
 
 
 @jax.custom_vjp
@@ -88,23 +124,22 @@ def _times(keys: Array, factor: Array | None) -> Array:
     return (keys[..., None, :] * factor).reshape((*keys.shape[:3], -1))
 
 
-def _normalised(logits: Array, runs: Array, num_segments: int) -> Array:
-    """Softmax over the tokens of each segment; 0 where no token has a finite logit."""
+def _normalised(logits: Array, runs: Array, num_segments: int, axes: tuple[str, ...] = ()) -> Array:
+    """Softmax over the tokens of each segment, on all devices along `axes`; 0 where no token has a finite logit."""
     # Sums over segments are products with a 0/1 matrix: the transpose is another product, that of a gather a scatter.
     member = (runs[..., None] == jnp.arange(num_segments)[None, None]).astype(logits.dtype)
-    maximum = _segment_maximum(lax.stop_gradient(logits), runs, num_segments)
-    keys = jnp.exp(logits - maximum)
-    total = dot("bls,bshk->blhk", member, dot("bls,blhk->bshk", member, keys))
+    keys = jnp.exp(logits - _segment_maximum(lax.stop_gradient(logits), runs, num_segments, axes))
+    total = dot("bls,blhk->bshk", member, keys)
+    total = dot("bls,bshk->blhk", member, lax.psum(total, axes) if axes else total)
     return keys / jnp.where(total > 0, total, 1)
 
 
-def _segment_maximum(logits: Array, runs: Array, num_segments: int) -> Array:
+def _segment_maximum(logits: Array, runs: Array, num_segments: int, axes: tuple[str, ...]) -> Array:
     """The largest logit of each token's segment, at the token."""
-
-    def one_row(logits: Array, runs: Array) -> Array:
-        return finite(jax.ops.segment_max(logits, runs, num_segments, indices_are_sorted=True))[runs]
-
-    return jax.vmap(one_row)(logits, jnp.minimum(runs, num_segments - 1))
+    runs = jnp.minimum(runs, num_segments - 1)
+    largest = jax.vmap(lambda x, run: jax.ops.segment_max(x, run, num_segments, indices_are_sorted=True))(logits, runs)
+    largest = finite(lax.pmax(largest, axes) if axes else largest)
+    return jax.vmap(lambda x, run: x[run])(largest, runs)
 
 
 @jax.custom_vjp

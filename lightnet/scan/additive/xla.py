@@ -27,7 +27,7 @@ from lightnet.scan.additive.chunk import (
     sight,
 )
 from lightnet.scan.additive.reference import Operands
-from lightnet.scan.recurrence import Tokens
+from lightnet.scan.recurrence import Tokens, mapped_alike
 from lightnet.typing import Array
 
 CHUNK = 64  # 16 and 128 are slower on CPU, 32 as fast with twice the states
@@ -86,7 +86,7 @@ def _scan(operands: Operands, initial_state: AdditiveState, tokens: Tokens, chun
 
     out = jnp.zeros(v.shape, jnp.result_type(*operands[:3]))
     final, out = lax.fori_loop(0, v.shape[1] // chunk, step, (initial_state, out))
-    return out, final
+    return mapped_alike((out, final), (operands, initial_state, tokens))
 
 
 def _scan_forward(operands: Operands, initial_state: AdditiveState, tokens: Tokens, chunk: int) -> Any:
@@ -102,6 +102,7 @@ def _scan_forward(operands: Operands, initial_state: AdditiveState, tokens: Toke
     out = jnp.zeros(v.shape, jnp.result_type(*operands[:3]))
     entered = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), initial_state)
     final, out, entered = lax.fori_loop(0, count, step, (initial_state, out, entered))
+    out, final = mapped_alike((out, final), (operands, initial_state, tokens))
     return (out, final), (operands, initial_state, tokens, entered, final)
 
 

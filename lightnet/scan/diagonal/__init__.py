@@ -1,25 +1,34 @@
 """Diagonal state space model: each channel has states of its own, with the same coefficients at every token."""
 
-from lightnet.scan.checks import check_array, check_per_token
+from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token
 from lightnet.scan.diagonal.chunk import Diagonal, advance, read
 from lightnet.scan.diagonal.reference import diagonal_reference
 from lightnet.scan.diagonal.xla import diagonal_xla, summary
+from lightnet.scan.dispatch import dispatch
 from lightnet.scan.linear.chunk import combine, enter
-from lightnet.scan.recurrence import Recurrence, check_state, dispatch, only_real, state_dtype, tokens_of
+from lightnet.scan.recurrence import Axes, Recurrence, check_state, only_real, state_dtype, tokens_of
 from lightnet.typing import Array
 
-DIAGONAL = Recurrence("diagonal_ssm", diagonal_reference, diagonal_xla, summary=summary, combine=combine, enter=enter)
+DIAGONAL = Recurrence(
+    "diagonal_ssm",
+    Axes(Diagonal._make(("B L D", "D N", "D N", "D N")), "B D N", "B L D"),
+    diagonal_reference,
+    diagonal_xla,
+    summary=summary,
+    combine=combine,
+    enter=enter,
+)
 
 
 def diagonal_ssm(
-    x: Array,
-    a: Array,
-    b: Array,
-    c: Array,
-    initial_state: Array | None = None,
+    x: ArrayInput,
+    a: ArrayInput,
+    b: ArrayInput,
+    c: ArrayInput,
+    initial_state: ArrayInput = None,
     *,
-    segment_ids: Array | None = None,
-    mask: Array | None = None,
+    segment_ids: ArrayInput = None,
+    mask: ArrayInput = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Diagonal state space model with its readout (S4D, arXiv 2206.11893, after discretisation).
@@ -49,10 +58,10 @@ def diagonal_ssm(
         >>> y[0, :, 0].tolist(), final.tolist()
         ([1.0, 1.0, 0.75], [[[(0.75+0.5j)]]])
     """
-    sizes: dict[str, int] = {}
-    check_array("x", x, "B L D", sizes)
-    for name, weights in (("a", a), ("b", b), ("c", c)):
-        check_array(name, weights, "D N", sizes, complex_allowed=True)
+    x, a, b, c, initial_state, segment_ids, mask = as_arrays(
+        x=x, a=a, b=b, c=c, initial_state=initial_state, segment_ids=segment_ids, mask=mask
+    )
+    sizes = _check("B L D", x, a, b, c)
     check_per_token(sizes, segment_ids, mask)
     shape = (sizes["B"], sizes["D"], sizes["N"])
     state = check_state("initial_state", initial_state, shape, state_dtype(x, a, b, c))
@@ -63,7 +72,7 @@ def diagonal_ssm(
     return y, final
 
 
-def diagonal_step(x: Array, a: Array, b: Array, c: Array, state: Array) -> tuple[Array, Array]:
+def diagonal_step(x: ArrayInput, a: ArrayInput, b: ArrayInput, c: ArrayInput, state: ArrayInput) -> tuple[Array, Array]:
     """One token of `diagonal_ssm`.
 
     Args:
@@ -86,12 +95,19 @@ def diagonal_step(x: Array, a: Array, b: Array, c: Array, state: Array) -> tuple
         >>> y.tolist(), state.tolist()
         ([[3.0]], [[[1.5]]])
     """
-    sizes: dict[str, int] = {}
-    check_array("x", x, "B D", sizes)
-    for name, weights in (("a", a), ("b", b), ("c", c)):
-        check_array(name, weights, "D N", sizes, complex_allowed=True)
+    x, a, b, c, state = as_arrays(x=x, a=a, b=b, c=c, state=state)
+    sizes = _check("B D", x, a, b, c)
     dtype = state_dtype(x, a, b, c)
     state = check_state("state", state, (sizes["B"], sizes["D"], sizes["N"]), dtype)
     token = Diagonal(x.astype(dtype), *(v.astype(dtype).T[None] for v in (a, b, c)))
     h = advance(state.swapaxes(1, 2), token)
     return read(h, token.c).astype(x.dtype), h.swapaxes(1, 2)
+
+
+def _check(axes: str, x: ArrayInput, a: ArrayInput, b: ArrayInput, c: ArrayInput) -> dict[str, int]:
+    """Refuse other shapes than stated; the sizes by their letters."""
+    sizes: dict[str, int] = {}
+    check_array("x", x, axes, sizes)
+    for name, weights in (("a", a), ("b", b), ("c", c)):
+        check_array(name, weights, "D N", sizes, complex_allowed=True)
+    return sizes

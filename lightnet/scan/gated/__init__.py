@@ -3,25 +3,34 @@
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from lightnet.scan.checks import check_array, check_per_token, check_values, got
+from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, check_values, got
+from lightnet.scan.dispatch import dispatch
 from lightnet.scan.gated.chunk import combine, enter
 from lightnet.scan.gated.reference import gated_reference
 from lightnet.scan.gated.xla import gated_xla, summary
-from lightnet.scan.recurrence import Recurrence, check_state, dispatch, only_real, state_dtype, tokens_of
+from lightnet.scan.recurrence import Axes, Recurrence, check_state, only_real, state_dtype, tokens_of
 from lightnet.typing import Array
 
-GATED = Recurrence("gated_linear_attention", gated_reference, gated_xla, summary=summary, combine=combine, enter=enter)
+GATED = Recurrence(
+    "gated_linear_attention",
+    Axes(("B L G K", "B L G K", "B L H V", "B L H K"), "B H K V", "B L H V"),
+    gated_reference,
+    gated_xla,
+    summary=summary,
+    combine=combine,
+    enter=enter,
+)
 
 
 def gated_linear_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
+    q: ArrayInput,
+    k: ArrayInput,
+    v: ArrayInput,
+    log_decay: ArrayInput,
     *,
-    initial_state: Array | None = None,
-    segment_ids: Array | None = None,
-    mask: Array | None = None,
+    initial_state: ArrayInput = None,
+    segment_ids: ArrayInput = None,
+    mask: ArrayInput = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Gated linear attention S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t for each head.
@@ -52,6 +61,9 @@ def gated_linear_attention(
         >>> o[0, :, 0, 0].tolist(), final.shape
         ([1.0, 1.5, 1.75], (1, 1, 1, 1))
     """
+    q, k, v, log_decay, initial_state, segment_ids, mask = as_arrays(
+        q=q, k=k, v=v, log_decay=log_decay, initial_state=initial_state, segment_ids=segment_ids, mask=mask
+    )
     sizes = _check(q, k, v, log_decay, "B L ")
     check_per_token(sizes, segment_ids, mask)
     check_values("log_decay", log_decay, at_most=0, mask=mask)
@@ -63,7 +75,9 @@ def gated_linear_attention(
     return o, final
 
 
-def gated_linear_step(q: Array, k: Array, v: Array, log_decay: Array, state: Array) -> tuple[Array, Array]:
+def gated_linear_step(
+    q: ArrayInput, k: ArrayInput, v: ArrayInput, log_decay: ArrayInput, state: ArrayInput
+) -> tuple[Array, Array]:
     """One token of `gated_linear_attention`.
 
     Args:
@@ -85,6 +99,7 @@ def gated_linear_step(q: Array, k: Array, v: Array, log_decay: Array, state: Arr
         >>> o.item(), state.item()
         (1.5, 1.5)
     """
+    q, k, v, log_decay, state = as_arrays(q=q, k=k, v=v, log_decay=log_decay, state=state)
     sizes = _check(q, k, v, log_decay, "B ")
     check_values("log_decay", log_decay, at_most=0)
     before = _state("state", state, sizes, q, k, v, log_decay)
@@ -95,7 +110,7 @@ def gated_linear_step(q: Array, k: Array, v: Array, log_decay: Array, state: Arr
     return o.reshape(v.shape).astype(jnp.result_type(q, k, v)), grouped.reshape(before.shape)
 
 
-def _check(q: Array, k: Array, v: Array, log_decay: Array, per_token: str) -> dict[str, int]:
+def _check(q: ArrayInput, k: ArrayInput, v: ArrayInput, log_decay: ArrayInput, per_token: str) -> dict[str, int]:
     """Refuse other shapes than stated; the sizes by their letters."""
     sizes: dict[str, int] = {}
     check_array("v", v, per_token + "H V", sizes)

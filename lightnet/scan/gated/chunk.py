@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.lax import Precision
 
+from lightnet.scan.fade import fade
 from lightnet.typing import Array
 
 # exp of this is 0 in every precision, and it stays finite when it is multiplied by 0.
@@ -79,7 +80,7 @@ def stretch(k: Array, v: Array, log_decay: Array) -> GatedSummary:
         between = decay_products(log_decay)
         return GatedSummary(between[..., -1, :1], _matmul(k.mT, between[..., -1, 1:, None] * v))
     _, end = halves(jnp.exp(log_decay))[-1]
-    return GatedSummary(_whole(log_decay), _matmul((k * end).mT, v))
+    return GatedSummary(jnp.exp(log_decay.sum(axis=-2)), _matmul((k * end).mT, v))
 
 
 def _vector_chunk(q: Array, k: Array, v: Array, log_decay: Array, state: Array) -> tuple[Array, Array]:
@@ -88,14 +89,14 @@ def _vector_chunk(q: Array, k: Array, v: Array, log_decay: Array, state: Array) 
     factors = halves(jnp.exp(log_decay))
     start, end = factors[-1]
     o = _matmul(tree_scores(q, k, factors), v) + _matmul(q * start, state)
-    return o, _whole(log_decay)[..., None] * state + _matmul((k * end).mT, v)
+    return o, _past(log_decay, state, _matmul((k * end).mT, v))
 
 
 def _scalar_chunk(q: Array, k: Array, v: Array, log_decay: Array, state: Array) -> tuple[Array, Array]:
     between = decay_products(log_decay)
     start, within = between[..., :1], between[..., 1:]
     o = _matmul(_matmul(q, k.mT) * within, v) + start * _matmul(q, state)
-    return o, start[..., -1:, :] * state + _matmul(k.mT, within[..., -1, :, None] * v)
+    return o, _past(log_decay, state, _matmul(k.mT, within[..., -1, :, None] * v))
 
 
 def halves(decay: Array) -> list[tuple[Array, Array]]:
@@ -171,9 +172,9 @@ def decay_products(log_decay: Array) -> Array:
     return jnp.exp(jnp.where(origin <= row + 1, _matmul(until, since), -jnp.inf))
 
 
-def _whole(log_decay: Array) -> Array:
-    """Product of all decays of the chunk (..., K): with one rounding, as it is multiplied with that of every chunk."""
-    return jnp.exp(log_decay.sum(axis=-2))
+def _past(log_decay: Array, state: Array, added: Array) -> Array:
+    """The state behind the chunk; the floor keeps a decay of 0 differentiable."""
+    return fade(jnp.maximum(log_decay.sum(axis=-2), LOG_ZERO)[..., None], state, added)
 
 
 def _rows_and_columns(ndim: int, rows: int, columns: int) -> tuple[Array, Array]:

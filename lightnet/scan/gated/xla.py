@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lightnet.scan.gated.chunk import GatedSummary, combine, gated_chunk, stretch
-from lightnet.scan.recurrence import Tokens, only_real, state_dtype
+from lightnet.scan.recurrence import Tokens, mapped_alike, only_real, state_dtype
 from lightnet.typing import Array
 
 # The fastest on CPU: the work of the prefix-product tree grows with the chunk, that of scalar decays hardly does.
@@ -95,6 +95,7 @@ def _run(operands: Operands, tokens: Tokens, state: Array, *, store: bool) -> tu
 
     before = jnp.zeros((count if store else 0, *state.shape), state.dtype)
     state, o, before = lax.fori_loop(0, count, step, (state, jnp.zeros(v.shape, state.dtype), before))
+    o, state = mapped_alike((o, state), (operands, tokens, state))
     return o, state, before
 
 

@@ -3,13 +3,22 @@
 import jax.numpy as jnp
 
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token
+from lightnet.scan.dispatch import dispatch
 from lightnet.scan.linear.chunk import combine, enter
 from lightnet.scan.linear.reference import linear_reference
 from lightnet.scan.linear.xla import linear_xla, summary
-from lightnet.scan.recurrence import Recurrence, check_state, dispatch, only_real, state_dtype, tokens_of
+from lightnet.scan.recurrence import Axes, Recurrence, check_state, only_real, state_dtype, tokens_of
 from lightnet.typing import Array
 
-LINEAR = Recurrence("linear_scan", linear_reference, linear_xla, summary=summary, combine=combine, enter=enter)
+LINEAR = Recurrence(
+    "linear_scan",
+    Axes(("B L D", "B L D"), "B D", "B L D"),
+    linear_reference,
+    linear_xla,
+    summary=summary,
+    combine=combine,
+    enter=enter,
+)
 
 
 def linear_scan(

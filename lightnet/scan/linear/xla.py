@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lightnet.scan.linear.chunk import LinearSummary
-from lightnet.scan.recurrence import Tokens, only_real, state_dtype
+from lightnet.scan.recurrence import Tokens, mapped_alike, only_real, state_dtype
 from lightnet.typing import Array
 
 
@@ -35,6 +35,11 @@ def linear_xla(
 
 def summary(operands: tuple[Array, Array], tokens: Tokens, *, reverse: bool) -> LinearSummary:
     """Product of decays and last state of a stretch that begins from 0, without its outputs."""
+    return _summary(operands, tokens, reverse)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _summary(operands: tuple[Array, Array], tokens: Tokens, reverse: bool) -> LinearSummary:
     a, b = operands
     zero = jnp.zeros((b.shape[0], b.shape[2]), state_dtype(a, b))
 
@@ -43,7 +48,26 @@ def summary(operands: tuple[Array, Array], tokens: Tokens, *, reverse: bool) -> 
         after = LinearSummary(_where(keep, decay * carry.decay), _where(keep, decay * carry.state) + value)
         return LinearSummary(*(_where(real, new, old) for new, old in zip(after, carry, strict=True)))
 
-    return lax.fori_loop(0, b.shape[1], step, LinearSummary(zero + 1, zero))
+    return mapped_alike(lax.fori_loop(0, b.shape[1], step, LinearSummary(zero + 1, zero)), (operands, tokens))
+
+
+def _summary_forward(operands: tuple[Array, Array], tokens: Tokens, reverse: bool) -> Any:
+    return _summary(operands, tokens, reverse), (operands, tokens)
+
+
+def _summary_backward(reverse: bool, residuals: Any, cotangent: LinearSummary) -> Any:
+    """Both parts are last states of a scan: the decay's with 1 at the start and nothing behind it."""
+    (a, b), tokens = residuals
+
+    def last_states(a: Array, b: Array) -> LinearSummary:
+        start = LinearSummary(jnp.ones_like(cotangent.decay), jnp.zeros_like(cotangent.state))
+        inputs = LinearSummary(jnp.zeros_like(b), b)
+        return LinearSummary(*(_scan(a, x, h, tokens, reverse, False)[1] for x, h in zip(inputs, start, strict=True)))
+
+    return jax.vjp(last_states, a, b)[1](cotangent), None
+
+
+_summary.defvjp(_summary_forward, _summary_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -51,26 +75,34 @@ def _scan(a: Array, b: Array, initial: Array, tokens: Tokens, reverse: bool, lat
     """The state behind every token, masked ones too, and the last one.
 
     `late` multiplies by a_t after the output: out_t = s_{t-1} + b_t, s_t = a_t out_t. It takes the cotangents of the
-    states as b, also those of masked tokens, where s_t = out_t; at these the outputs are never used.
+    states as b, also those of masked tokens, where s_t = out_t; at these the outputs are never used. The loop carries
+    out_t, not s_t: a product that is rounded by itself, by an a near 1, is rounded the same way again and again.
     """
+    length, dtype = b.shape[1], jnp.result_type(a, b)
+
+    def token(i: Any) -> tuple[Array, Array, Array | None, Array | None]:
+        return _token(a, b, tokens, _time(i, b, reverse), initial.dtype)
+
+    def put(out: Array, value: Array, i: Any) -> Array:
+        t = _time(i, b, reverse)
+        return lax.dynamic_update_slice_in_dim(out, _bits(value.astype(dtype))[:, None], t, axis=1)
 
     def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         state, out = carry
-        t = _time(i, b, reverse)
-        decay, value, keep, real = _token(a, b, tokens, t, state.dtype)
-        if late:
-            shown = state + value
-            state = _where(real, _where(keep, decay * shown), shown)
-        else:
-            shown = state = _where(real, _where(keep, decay * state) + value, state)
-        out = lax.dynamic_update_slice_in_dim(out, _bits(shown.astype(dtype))[:, None], t, axis=1)
-        return state, out
+        value = token(i)[1]
+        decay, _, keep, real = token(i - 1 if late else i)
+        state = _where(real, _where(keep, decay * state) + value, state + value if late else state)
+        return state, put(out, state, i)
 
-    dtype = jnp.result_type(a, b)
     # Every element is overwritten. XLA would share a constant among all loops, at the price of a copy for each.
-    out = jnp.broadcast_to(b[:, :1], b.shape).astype(dtype)
-    final, out = lax.fori_loop(0, b.shape[1], step, (initial, _bits(out)))
-    return _from_bits(out, dtype), final
+    out = _bits(jnp.broadcast_to(b[:, :1], b.shape).astype(dtype))
+    if not late:
+        final, out = lax.fori_loop(0, length, step, (initial, out))
+        return _from_bits(out, dtype), final
+    first = initial + token(0)[1]
+    last, out = lax.fori_loop(1, length, step, (first, put(out, first, 0)))
+    decay, _, keep, real = token(length - 1)
+    return _from_bits(out, dtype), _where(real, _where(keep, decay * last), last)
 
 
 def _scan_forward(a: Array, b: Array, initial: Array, tokens: Tokens, reverse: bool, late: bool) -> Any:
@@ -104,11 +136,11 @@ def _decay_gradient(a: Array, g: Array, h: Array, initial: Array, tokens: Tokens
     return _cast(da.sum(axis=constant, keepdims=True) if constant else da, a.dtype)
 
 
-def _time(i: Array, b: Array, reverse: bool) -> Array:
+def _time(i: Any, b: Array, reverse: bool) -> Any:
     return b.shape[1] - 1 - i if reverse else i
 
 
-def _token(a: Array, b: Array, tokens: Tokens, t: Array, dtype: Any) -> tuple[Array, Array, Array | None, Array | None]:
+def _token(a: Array, b: Array, tokens: Tokens, t: Any, dtype: Any) -> tuple[Array, Array, Array | None, Array | None]:
     """Decay (B or 1, D), input (B, D) and the two flags (B, 1) of one token."""
 
     def at(x: Array) -> Array:

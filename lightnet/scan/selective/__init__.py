@@ -2,37 +2,47 @@
 
 import jax
 
-from lightnet.scan.checks import check_array, check_per_token, check_values
+from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, check_values
+from lightnet.scan.dispatch import dispatch
 from lightnet.scan.linear.chunk import combine, enter
-from lightnet.scan.recurrence import Recurrence, check_state, dispatch, only_real, state_dtype, tokens_of
+from lightnet.scan.recurrence import Axes, Recurrence, check_state, only_real, state_dtype, tokens_of
 from lightnet.scan.selective.chunk import Selective, advance, gated, read
 from lightnet.scan.selective.reference import selective_reference
 from lightnet.scan.selective.xla import selective_xla, summary
 from lightnet.typing import Array
 
 SELECTIVE = Recurrence(
-    "selective_scan", selective_reference, selective_xla, summary=summary, combine=combine, enter=enter
+    "selective_scan",
+    Axes(Selective._make(("B L D", "B L D", "D N", "B L N", "B L N", "D", "B L D")), "B D N", "B L D"),
+    selective_reference,
+    selective_xla,
+    summary=summary,
+    combine=combine,
+    enter=enter,
 )
 
 
 def selective_scan(
-    x: Array,
-    dt: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
+    x: ArrayInput,
+    dt: ArrayInput,
+    A: ArrayInput,
+    B: ArrayInput,
+    C: ArrayInput,
+    D: ArrayInput = None,
     *,
-    z: Array | None = None,
-    initial_state: Array | None = None,
-    segment_ids: Array | None = None,
-    mask: Array | None = None,
+    z: ArrayInput = None,
+    initial_state: ArrayInput = None,
+    segment_ids: ArrayInput = None,
+    mask: ArrayInput = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Selective state space recurrence (Mamba, arXiv 2312.00752, algorithm 2), of each channel d with states n.
 
     h_t[d, n] = exp(dt_t[d] A[d, n]) h_{t-1}[d, n] + dt_t[d] x_t[d] B_t[n], and
     y_t[d] = (sum_n C_t[n] h_t[d, n] + D[d] x_t[d]) silu(z_t[d]).
+
+    Steps so small that decay and input both change the state by less than 1e-7 of itself are lost in part to the
+    rounding of a float32 state: up to 6e-8 of it per token, in the worst case.
 
     Args:
         x: inputs (B, L, D).
@@ -60,16 +70,10 @@ def selective_scan(
         >>> y[0, :, 0].tolist(), final.tolist()
         ([1.0, 1.5], [[[1.5]]])
     """
-    sizes: dict[str, int] = {}
-    check_array("x", x, "B L D", sizes)
-    check_array("dt", dt, "B L D", sizes)
-    check_array("A", A, "D N", sizes)
-    check_array("B", B, "B L N", sizes)
-    check_array("C", C, "B L N", sizes)
-    if D is not None:
-        check_array("D", D, "D", sizes)
-    if z is not None:
-        check_array("z", z, "B L D", sizes)
+    x, dt, A, B, C, D, z, initial_state, segment_ids, mask = as_arrays(
+        x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, initial_state=initial_state, segment_ids=segment_ids, mask=mask
+    )
+    sizes = _check("B L", Selective(x, dt, A, B, C, D, z))
     check_per_token(sizes, segment_ids, mask)
     check_values("dt", dt, at_least=0, mask=mask)
     shape = (sizes["B"], sizes["D"], sizes["N"])
@@ -83,7 +87,15 @@ def selective_scan(
 
 
 def selective_step(
-    x: Array, dt: Array, A: Array, B: Array, C: Array, D: Array | None, state: Array, *, z: Array | None = None
+    x: ArrayInput,
+    dt: ArrayInput,
+    A: ArrayInput,
+    B: ArrayInput,
+    C: ArrayInput,
+    D: ArrayInput,
+    state: ArrayInput,
+    *,
+    z: ArrayInput = None,
 ) -> tuple[Array, Array]:
     """One token of `selective_scan`.
 
@@ -110,19 +122,22 @@ def selective_step(
         >>> y.tolist(), state.tolist()
         ([[1.5]], [[[1.5]]])
     """
-    sizes: dict[str, int] = {}
-    check_array("x", x, "B D", sizes)
-    check_array("dt", dt, "B D", sizes)
-    check_array("A", A, "D N", sizes)
-    check_array("B", B, "B N", sizes)
-    check_array("C", C, "B N", sizes)
-    if D is not None:
-        check_array("D", D, "D", sizes)
-    if z is not None:
-        check_array("z", z, "B D", sizes)
+    x, dt, A, B, C, D, state, z = as_arrays(x=x, dt=dt, A=A, B=B, C=C, D=D, state=state, z=z)
+    sizes = _check("B", Selective(x, dt, A, B, C, D, z))
     check_values("dt", dt, at_least=0)
     dtype = state_dtype(x, dt, A, B, C, D, z)
     state = check_state("state", state, (sizes["B"], sizes["D"], sizes["N"]), dtype)
     token = jax.tree.map(lambda v: v.astype(dtype), Selective(x, dt, A.T[None], B, C, D, z))
     h = advance(state.swapaxes(1, 2), token)
     return gated(read(h, token.C), token).astype(x.dtype), h.swapaxes(1, 2)
+
+
+def _check(per_token: str, operands: Selective) -> dict[str, int]:
+    """Refuse other shapes than stated; the sizes by their letters."""
+    sizes: dict[str, int] = {}
+    channels, states = f"{per_token} D", f"{per_token} N"
+    axes = (channels, channels, "D N", states, states, "D", channels)
+    for name, x, letters in zip(Selective._fields, operands, axes, strict=True):
+        if x is not None or name not in ("D", "z"):
+            check_array(name, x, letters, sizes)
+    return sizes

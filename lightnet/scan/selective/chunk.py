@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lightnet.scan.fade import fade
 from lightnet.typing import Array
 
 
@@ -33,7 +34,7 @@ def read(h: Array, weights: Array) -> Array:
 
 def advance(h: Array, token: Selective) -> Array:
     """The state (B, N, D) behind a token that finds the state h."""
-    return _decay(token) * h + (token.dt * token.x)[:, None] * token.B[:, :, None]
+    return fade(_log_decay(token), h, (token.dt * token.x)[:, None] * token.B[:, :, None])
 
 
 def gated(y: Array, token: Selective) -> Array:
@@ -55,8 +56,7 @@ def retreat(before: Array, token: Selective, dy: Array, dh: Array) -> tuple[Arra
         Cotangents of `before` and of the operands; A's and D's as (B, N, D) and (B, D), not summed over the batch.
     """
     x, dt, A, B, C, D, z = token
-    decay = _decay(token)
-    h = decay * before + (dt * x)[:, None] * B[:, :, None]
+    h = advance(before, token)
     dz = None
     if z is not None:
         gate = jax.nn.sigmoid(z)
@@ -64,7 +64,7 @@ def retreat(before: Array, token: Selective, dy: Array, dh: Array) -> tuple[Arra
         dy = dy * z * gate
     dh = dh + C[:, :, None] * dy[:, None]
     dinput = read(dh, B)
-    dbefore = dh * decay
+    dbefore = fade(_log_decay(token), dh)
     dexponent = dbefore * before
     ddt = x * dinput + read(A * dexponent, jnp.ones_like(B))
     dx = dt * dinput if D is None else dt * dinput + D[None] * dy
@@ -73,8 +73,8 @@ def retreat(before: Array, token: Selective, dy: Array, dh: Array) -> tuple[Arra
     return dbefore, Selective(dx, ddt, dt[:, None] * dexponent, dB, dC, dD, dz)
 
 
-def _decay(token: Selective) -> Array:
-    return jnp.exp(token.dt[:, None] * token.A)
+def _log_decay(token: Selective) -> Array:
+    return token.dt[:, None] * token.A
 
 
 def _over_channels(h: Array, weights: Array) -> Array:

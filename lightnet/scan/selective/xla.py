@@ -12,7 +12,7 @@ from jax import lax
 
 from lightnet.scan.linear.chunk import LinearSummary
 from lightnet.scan.loop import CHUNK, kept, over_chunks, put, take
-from lightnet.scan.recurrence import Tokens, state_dtype
+from lightnet.scan.recurrence import Tokens, mapped_alike, state_dtype
 from lightnet.scan.selective.chunk import Selective, advance, gated, read, retreat
 from lightnet.typing import Array
 
@@ -61,7 +61,7 @@ def _forward(operands: Selective, initial_state: Array, tokens: Tokens) -> Any:
     batch, *rest = initial_state.shape
     entered = jnp.zeros((batch, -(-length // CHUNK), *rest), dtype)
     final, y, entered = over_chunks(length, chunk, (initial_state, jnp.zeros_like(operands.x), entered))
-    return (y, final), (operands, tokens, entered)
+    return mapped_alike((y, final), (operands, tokens, initial_state)), (operands, tokens, entered)
 
 
 def _backward(residuals: Any, cotangents: tuple[Array, Array]) -> Any:

@@ -1,68 +1,12 @@
-"""The dispatcher, and what segments and masks mean for a recurrence."""
+"""What segments and masks mean for a recurrence."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lightnet.scan.recurrence import Recurrence, choices, dispatch, only_real, tokens_of
-
-
-def named(name):
-    """An implementation that says in its output which one ran."""
-    return lambda operands, state, tokens, **options: (operands + len(name) + options.get("add", 0), state)
-
-
-PLAIN = Recurrence("plain", reference=named("r"), xla=named("xl"))
-SMALL_ONLY = Recurrence(
-    "small_only",
-    reference=named("r"),
-    xla=named("xl"),
-    kernels={"tpu": named("tpu"), "cpu": named("four")},
-    refusal=lambda platform, operands: "operands above 1" if float(operands.max()) > 1 else None,
-)
-ZERO, NO_TOKENS = jnp.zeros(2), tokens_of(None, None)
-
-
-def run(recurrence, implementation, operands=ZERO, **options):
-    return dispatch(recurrence, implementation, operands, ZERO, NO_TOKENS, **options)[0][0]
-
-
-def test_a_name_is_honoured():
-    assert run(PLAIN, "reference") == 1
-    assert run(PLAIN, "xla") == 2
-    assert run(PLAIN, None) == 2
-    assert run(PLAIN, "xla", add=5) == 7
-
-
-def test_the_kernel_of_the_platform_that_is_lowered_for_is_the_default():
-    assert run(SMALL_ONLY, None) == 4
-    assert run(SMALL_ONLY, "pallas", add=5) == 9
-    assert run(SMALL_ONLY, "pallas_interpret") == 3
-    assert run(SMALL_ONLY, None, ZERO + 2) == 4  # a refused operand: 2 + the two letters of "xl"
-    assert jax.jit(lambda x: dispatch(PLAIN, None, x, ZERO, NO_TOKENS)[0])(ZERO)[0] == 2
-
-
-@pytest.mark.parametrize("implementation", ["cuda", "", "Reference"])
-def test_an_unknown_name_is_refused_with_the_known_ones(implementation):
-    with pytest.raises(ValueError, match=f"got '{implementation}', expected None or one of reference, xla, pallas"):
-        run(PLAIN, implementation)
-
-
-@pytest.mark.parametrize("implementation", ["pallas", "pallas_interpret"])
-def test_a_name_that_cannot_be_honoured_is_refused_with_the_reason(implementation):
-    with pytest.raises(ValueError, match=r"plain here .*tpu: there is no kernel.*expected None, 'reference' or 'xla'"):
-        run(PLAIN, implementation)
-    with pytest.raises(ValueError, match="tpu: operands above 1"):
-        run(SMALL_ONLY, implementation, ZERO + 2)
-
-
-def test_choices_say_what_runs_where_and_why():
-    assert set(choices(PLAIN)) == {"cpu", "cuda", "tpu"}
-    assert choices(PLAIN)["tpu"] == ("xla", "there is no kernel for this platform")
-    assert choices(SMALL_ONLY)["tpu"][0] == "pallas"
-    assert choices(SMALL_ONLY, ZERO + 2)["tpu"] == ("xla", "operands above 1")
-    assert choices(SMALL_ONLY, ZERO)["cuda"][0] == "xla"
+from lightnet.scan.recurrence import only_real, tokens_of
+from tests.lightnet.scan.calls import CALLS, operands
 
 
 def begins_by_hand(ids, mask):
@@ -106,4 +50,29 @@ def test_only_real_passes_none_and_other_kinds_of_arrays():
     count, nothing = only_real(tokens_of(None, jnp.array([[True, False]])), jnp.array([[3, 4]]), None)
     assert count.tolist() == [[3, 0]]
     assert nothing is None
-    assert only_real(tokens_of(None, None), ZERO)[0] is ZERO
+    x = jnp.zeros(2)
+    assert only_real(tokens_of(None, None), x)[0] is x
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_vmap_over_one_operand_counts_every_cotangent_once(name):
+    """Some outputs do not depend on the mapped operand, the final state on the queries for one."""
+    args = operands(name, 2, 5, seed=0)
+    random = np.random.default_rng(1)
+    for mapped in range(len(args)):
+        stacked = tuple(jnp.stack([x, 0.5 * x]) if i == mapped else x for i, x in enumerate(args))
+        axes = [0 if i == mapped else None for i in range(len(args))]
+        out = jax.tree.map(lambda x: random.standard_normal((2, *x.shape)), jax.eval_shape(CALLS[name], *args))
+
+        def weighted(y, out=out):
+            return sum((jnp.real(x) * w).sum() for x, w in zip(jax.tree.leaves(y), jax.tree.leaves(out), strict=True))
+
+        def one_by_one(*args, mapped=mapped):
+            each = [CALLS[name](*(x[k] if i == mapped else x for i, x in enumerate(args))) for k in range(2)]
+            return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+        everything = tuple(range(len(args)))
+        have = jax.jit(jax.grad(lambda *a, axes=axes: weighted(jax.vmap(CALLS[name], axes)(*a)), everything))(*stacked)
+        want = jax.jit(jax.grad(lambda *a: weighted(one_by_one(*a)), everything))(*stacked)
+        for x, y in zip(have, want, strict=True):
+            assert np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(y)

@@ -1,0 +1,136 @@
+"""Which part of the arrays of a call each device of the mesh gets: a table, and shapes that divide.
+
+Axes go by their letters. A sequence is padded with masked tokens until it divides; any other axis that does not divide
+stays whole. Axes of the mesh that the table does not name hold copies.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+from lightnet.scan.recurrence import Axes, Tokens
+from lightnet.typing import Array
+
+# Letter of an axis -> axes of the mesh that it is split over, as far as the mesh has them. Groups of heads go with H.
+MESH_AXES = {"B": ("data", "fsdp"), "L": ("sequence",), "D": ("tensor",), "H": ("tensor",)}
+
+
+class Placement(NamedTuple):
+    """How the arrays of one call lie on the mesh.
+
+    Attributes:
+        names: letter -> axes of the mesh that it is split over; empty where it is not.
+        parts: letter -> into how many parts.
+        lengths: letter -> size of the whole axis.
+        free: all axes of the mesh that no surrounding `jax.shard_map` has taken.
+        explicit: whether shardings are part of the types of arrays.
+    """
+
+    names: dict[str, tuple[str, ...]]
+    parts: dict[str, int]
+    lengths: dict[str, int]
+    free: frozenset[str]
+    explicit: bool
+
+    def __str__(self) -> str:
+        """Each letter with the axes of the mesh that it is split over, and into how many parts."""
+        split = [f"{x} over {', '.join(names)} ({self.parts[x]} parts)" for x, names in self.names.items() if names]
+        return "; ".join(split) or "every device computes everything"
+
+
+def placement(axes: Axes, operands: Any) -> Placement | None:
+    """Where the arrays of a call go on the mesh that `jax.set_mesh` has set.
+
+    Args:
+        axes: letters of the recurrence.
+        operands: what it is called with.
+
+    Returns:
+        The placement, or None where there are no devices to choose from.
+
+    Example:
+        >>> placement(Axes(("B L D",), "B D", "B L D"), (jnp.zeros((1, 2, 3)),)) is None
+        True
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    sizes = {name: mesh.shape[name] for name, kind in types.items() if kind != AxisType.Manual}
+    if all(size == 1 for size in sizes.values()):
+        return None
+    lengths: dict[str, int] = {}
+    for x, letters in pairs(axes.operands, operands):
+        for letter, size in zip(letters, x.shape, strict=True):
+            lengths[letter] = max(size, lengths.get(letter, 1))
+    names = {letter: _divisors(letter, lengths[letter], sizes) for letter in MESH_AXES if letter in lengths}
+    parts = {letter: math.prod(sizes[name] for name in split) for letter, split in names.items()}
+    return Placement(names, parts, lengths, frozenset(sizes), AxisType.Explicit in types.values())
+
+
+def enough_groups(letters: Any, operands: Any, placed: Placement) -> Any:
+    """Groups of heads repeated so that each device has whole ones; a single group is everyone's."""
+    if placed.lengths.get("G", 1) == 1 or placed.parts["H"] == 1:
+        return operands
+    times = math.lcm(placed.lengths["G"], placed.parts["H"]) // placed.lengths["G"]
+    return with_letters(
+        lambda x, names: jnp.repeat(x, times, names.index("G")) if "G" in names else x, letters, operands
+    )
+
+
+def whole_parts(letters: Any, operands: Any, tokens: Tokens, placed: Placement) -> tuple[Any, Tokens]:
+    """With masked tokens at the end, until the sequence is a multiple of the number of its parts."""
+    length = placed.lengths["L"]
+    extra = -length % placed.parts["L"]
+    if not extra:
+        return operands, tokens
+
+    def pad(x: Array, names: list[str]) -> Array:
+        if "L" not in names or x.shape[1] < length:
+            return x
+        widths = ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2)
+        # What stands there has to be finite, and the number of a run must not decrease.
+        return jnp.pad(x, widths, mode="edge" if jnp.issubdtype(x.dtype, jnp.integer) else "constant")
+
+    keep, real = tokens
+    real = jnp.ones((placed.lengths["B"], length), bool) if real is None else real
+    keep = None if keep is None else jnp.pad(keep, ((0, 0), (0, extra)), constant_values=True)
+    return with_letters(pad, letters, operands), Tokens(keep, jnp.pad(real, ((0, 0), (0, extra))))
+
+
+def spec(shape: tuple[int, ...], letters: list[str], placed: Placement) -> PartitionSpec:
+    """An axis of size 1 that others have longer is everyone's."""
+
+    def names(letter: str, size: int) -> tuple[str, ...] | None:
+        found = placed.names.get("H" if letter == "G" else letter)
+        return found if found and size > 1 else None
+
+    return PartitionSpec(*(names(letter, size) for letter, size in zip(letters, shape, strict=True)))
+
+
+def with_letters(f: Callable, letters: Any, arrays: Any) -> Any:
+    """f(array, its letters) for each array of a tree; None stays None."""
+    return jax.tree.map(lambda x, names: None if x is None else f(x, names.split()), arrays, letters, is_leaf=_is_none)
+
+
+def pairs(letters: Any, arrays: Any) -> list[tuple[Any, list[str]]]:
+    """The arrays of a tree, each with its letters."""
+    found: list[tuple[Any, list[str]]] = []
+    with_letters(lambda x, names: found.append((x, names)), letters, arrays)
+    return found
+
+
+def _divisors(letter: str, length: int, sizes: dict[str, int]) -> tuple[str, ...]:
+    """The axes of the mesh for a letter, without the last ones while the length is not a multiple."""
+    names = tuple(name for name in MESH_AXES[letter] if sizes.get(name, 1) > 1)
+    if letter == "L":
+        return names if names and length >= sizes[names[0]] else ()
+    while length % math.prod(sizes[name] for name in names):
+        names = names[:-1]
+    return names
+
+
+def _is_none(x: Any) -> bool:
+    return x is None

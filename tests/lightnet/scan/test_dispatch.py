@@ -1,0 +1,95 @@
+"""The dispatcher: which implementation runs, and what `explain` says of it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from lightnet.scan import explain
+from lightnet.scan.dispatch import choices, dispatch
+from lightnet.scan.recurrence import Axes, Recurrence, tokens_of
+
+
+def named(name):
+    """An implementation that says in its output which one ran."""
+    return lambda operands, state, tokens, **options: (operands + len(name) + options.get("add", 0), state)
+
+
+AXES = Axes("D", "D", "D")
+PLAIN = Recurrence("plain", AXES, reference=named("r"), xla=named("xl"))
+SMALL_ONLY = Recurrence(
+    "small_only",
+    AXES,
+    reference=named("r"),
+    xla=named("xl"),
+    kernels={"tpu": named("tpu"), "cpu": named("four")},
+    refusal=lambda platform, operands: "operands above 1" if float(operands.max()) > 1 else None,
+)
+ZERO, NO_TOKENS = jnp.zeros(2), tokens_of(None, None)
+
+
+def run(recurrence, implementation, operands=ZERO, **options):
+    return dispatch(recurrence, implementation, operands, ZERO, NO_TOKENS, **options)[0][0]
+
+
+def test_a_name_is_honoured():
+    assert run(PLAIN, "reference") == 1
+    assert run(PLAIN, "xla") == 2
+    assert run(PLAIN, None) == 2
+    assert run(PLAIN, "xla", add=5) == 7
+
+
+def test_the_kernel_of_the_platform_that_is_lowered_for_is_the_default():
+    assert run(SMALL_ONLY, None) == 4
+    assert run(SMALL_ONLY, "pallas", add=5) == 9
+    assert run(SMALL_ONLY, "pallas_interpret") == 3
+    assert run(SMALL_ONLY, None, ZERO + 2) == 4  # a refused operand: 2 + the two letters of "xl"
+    assert jax.jit(lambda x: dispatch(PLAIN, None, x, ZERO, NO_TOKENS)[0])(ZERO)[0] == 2
+
+
+@pytest.mark.parametrize("implementation", ["cuda", "", "Reference"])
+def test_an_unknown_name_is_refused_with_the_known_ones(implementation):
+    with pytest.raises(ValueError, match=f"got '{implementation}', expected None or one of reference, xla, pallas"):
+        run(PLAIN, implementation)
+
+
+@pytest.mark.parametrize("implementation", ["pallas", "pallas_interpret"])
+def test_a_name_that_cannot_be_honoured_is_refused_with_the_reason(implementation):
+    with pytest.raises(ValueError, match=r"plain here .*tpu: there is no kernel.*expected None, 'reference' or 'xla'"):
+        run(PLAIN, implementation)
+    with pytest.raises(ValueError, match="tpu: operands above 1"):
+        run(SMALL_ONLY, implementation, ZERO + 2)
+
+
+def test_choices_say_what_runs_where_and_why():
+    assert set(choices(PLAIN)) == {"cpu", "cuda", "tpu"}
+    assert choices(PLAIN)["tpu"] == ("xla", "there is no kernel for this platform")
+    assert choices(SMALL_ONLY)["tpu"][0] == "pallas"
+    assert choices(SMALL_ONLY, ZERO + 2)["tpu"] == ("xla", "operands above 1")
+    assert choices(SMALL_ONLY, ZERO)["cuda"][0] == "xla"
+
+
+def test_interpreting_needs_the_kernel_for_tpus():
+    hopper_only = Recurrence("hopper_only", AXES, named("r"), named("xl"), kernels={"cuda": named("cuda")})
+    with pytest.raises(ValueError, match="'pallas_interpret' cannot run hopper_only here .*tpu: there is no kernel"):
+        run(hopper_only, "pallas_interpret")
+
+
+def test_explain_names_platforms_and_the_mesh():
+    x = jax.ShapeDtypeStruct((4, 6, 2), jnp.float32)
+    mask = jax.ShapeDtypeStruct((4, 6), jnp.bool_)
+    assert explain("linear_scan", x, x) == explain("linear_scan")
+    mesh = AbstractMesh((2, 2, 3), ("data", "sequence", "other"), axis_types=(AxisType.Auto,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh):
+        lines = explain("linear_scan", x, x, mask=jnp.ones(mask.shape, bool)).splitlines()
+        alone = explain("linear_scan", *(jax.ShapeDtypeStruct((1, 1, 1), jnp.float32),) * 2).splitlines()
+    assert lines[-1] == "linear_scan on this mesh: B over data (2 parts); L over sequence (2 parts)"
+    assert alone[-1] == "linear_scan on this mesh: every device computes everything"
+    assert len(lines) == 4
+
+
+def test_explain_refuses_what_the_function_refuses():
+    with pytest.raises(ValueError, match="function: got 'scan', expected one of linear_scan"):
+        explain("scan")
+    with pytest.raises(ValueError, match="a: got"):
+        explain("linear_scan", *(jax.ShapeDtypeStruct((1, 2, n), jnp.float32) for n in (2, 3)))

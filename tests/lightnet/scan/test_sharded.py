@@ -1,0 +1,65 @@
+"""Every function of the scan core on a mesh of eight virtual devices, against one device."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from lightnet.scan.linear import LINEAR
+from lightnet.scan.placement import placement
+from tests.lightnet.scan.calls import CALLS
+
+ROOT = Path(__file__).parents[3]
+
+
+def in_a_process(module, *words):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.stdout == "ok\n", done.stdout + done.stderr
+
+
+def on_eight_devices(*words):
+    in_a_process("tests.lightnet.scan.on_mesh", *words)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_split_over_the_mesh_is_the_same(name):
+    on_eight_devices("equal_to_one_device", name)
+
+
+def test_the_state_that_enters_has_the_same_bits_for_every_number_of_devices_and_both_exchanges():
+    on_eight_devices("same_bits_for_every_number_of_devices", "linear_scan")
+
+
+@pytest.mark.parametrize("check", ["on_explicit_axes", "inside_another_shard_map"])
+def test_meshes_of_other_kinds(check):
+    on_eight_devices(check, "linear_scan", "gated_linear_attention", "additive_global")
+
+
+def test_rows_and_heads_move_nothing_and_the_sequence_moves_summaries():
+    on_eight_devices("collectives", *CALLS)
+
+
+def placed(recurrence, *shapes, **mesh):
+    abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
+    with jax.sharding.use_abstract_mesh(abstract):
+        return placement(recurrence.axes, tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+
+
+def test_an_axis_that_does_not_divide_stays_whole():
+    pair = (1, 1, 9), (6, 5, 9)
+    assert placed(LINEAR, *pair, data=2, fsdp=3, tensor=3).names == {"B": ("data", "fsdp"), "L": (), "D": ("tensor",)}
+    assert placed(LINEAR, *pair, data=2, fsdp=2, tensor=2).names == {"B": ("data",), "L": (), "D": ()}
+    assert placed(LINEAR, *pair, sequence=4, other=2).names == {"B": (), "L": ("sequence",), "D": ()}
+    assert placed(LINEAR, *pair, sequence=8).names["L"] == ()  # fewer tokens than devices
+
+
+def test_one_device_is_no_mesh():
+    assert placed(LINEAR, (6, 5, 9), (6, 5, 9), data=1, sequence=1) is None
+    assert placement(LINEAR.axes, (jnp.zeros((6, 5, 9)), jnp.zeros((6, 5, 9)))) is None

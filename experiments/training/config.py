@@ -42,7 +42,7 @@ class MeshConfig:
     tensor: int = 1
     """Devices that split heads, hidden units and vocabulary."""
     sequence: int = 1
-    """Devices that split the length of a sequence; only 1 so far: no recurrence here can be split yet."""
+    """Devices that split the length of a sequence; only 1 so far: the loop does not split its batches along it yet."""
 
     def __post_init__(self) -> None:
         """Check that sizes are positive, with at most one -1."""

@@ -1,20 +1,26 @@
-"""`bench loop`: what the training loop costs beside the step itself."""
+"""`bench`: what the training loop costs beside the step itself, and what the scans cost beside their peers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from typing import Annotated, Literal
+
+import tyro
 
 from experiments.commands import PROGRAM
 from experiments.commands.flags import exactly, parse
 from experiments.errors import UserError
 from experiments.plain_text import text_table
 from experiments.registry import unknown
+from experiments.runs import runs_folder
+from experiments.scan_benchmark import FUNCTIONS
 
 
 @dataclass(frozen=True)
-class Flags:
+class LoopFlags:
     """The training loop against a bare jitted step, the time that saving takes, and the speed of the data."""
 
     pairs: int = 5
@@ -30,19 +36,66 @@ class Flags:
             raise ValueError(f"seconds: got {self.seconds}, expected a time above 0 and below an hour")
 
 
+@dataclass(frozen=True)
+class ScanFlags:
+    """Every recurrence of lightnet.scan: whether it is exact, and if so its times beside what a user would write."""
+
+    preset: Literal["smoke", "cpu"] = "cpu"
+    """cpu: the sizes that numbers are asked for, minutes on two cores; smoke: seconds, too small for a verdict"""
+    repeats: int = 20
+    """calls of each program, of which the median counts"""
+    only: str = ",".join(FUNCTIONS)
+    """functions, separated by commas"""
+    out: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(default: bench/scan in LIGHTNET_RUNS or runs)")] = (
+        None
+    )
+    """folder for result.json and the figure"""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 1 <= self.repeats <= 10_000:
+            raise ValueError(f"repeats: got {self.repeats}, expected 1 to 10000")
+        for name in self.groups:
+            if name not in FUNCTIONS:
+                raise ValueError(f"only: {unknown('function', name, FUNCTIONS)}")
+
+    @property
+    def groups(self) -> list[str]:
+        """The functions that are named, in the order of all."""
+        return list(dict.fromkeys(name.strip() for name in self.only.split(",")))
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Print the comparison.
+    """Run one benchmark.
 
     Args:
-        arguments: words after `bench`.
+        arguments: words after `bench`: which, and its flags.
 
     Returns:
-        0.
+        0; 1 if a scan is not exact, and was not timed for that reason.
+
+    Raises:
+        UserError: if there is no such benchmark, or a flag is refused.
     """
-    flags, words = parse(Flags(), f"{PROGRAM} bench loop", arguments)
-    (what,) = exactly(words, "loop")
-    if what != "loop":
-        raise UserError(unknown("benchmark", what, ["loop"]))
+    which = next((word for word in arguments if word in BENCHMARKS), None)
+    if which is not None:
+        arguments = list(arguments)
+        arguments.remove(which)
+        return BENCHMARKS[which][1](arguments)
+    if {"-h", "--help"} & set(arguments):
+        purposes = "\n".join(f"  {name:<6}{purpose}" for name, (purpose, _) in BENCHMARKS.items())
+        print(f"usage: {PROGRAM} bench BENCHMARK [--help] ...\n\n{purposes}")
+        return 0
+    words = [word for word in arguments if not word.startswith("-")]
+    if not words:
+        raise UserError(f"the benchmark is missing; there is: {', '.join(BENCHMARKS)}")
+    raise UserError(unknown("benchmark", words[0], BENCHMARKS))
+
+
+def _loop(arguments: Sequence[str]) -> int:
+    """Print the comparison."""
+    flags, words = parse(LoopFlags(), f"{PROGRAM} bench loop", arguments)
+    exactly(words)
     from experiments.training.benchmark import data_tokens_per_second, loop_overhead, saving_overhead
 
     rows = [
@@ -59,5 +112,21 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _scan(arguments: Sequence[str]) -> int:
+    """Check, time and report."""
+    flags, words = parse(ScanFlags(), f"{PROGRAM} bench scan", arguments)
+    exactly(words)
+    from experiments.scan_benchmark.command import benchmark
+
+    folder = flags.out or runs_folder() / "bench" / "scan"
+    return benchmark(folder, flags.groups, flags.repeats, full=flags.preset == "cpu")
+
+
 def _range(values: Sequence[float]) -> str:
     return f"{min(values):.3f} to {max(values):.3f}"
+
+
+BENCHMARKS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "loop": ("the training loop beside a bare step, saving, and the speed of the data", _loop),
+    "scan": ("the recurrences of lightnet.scan beside what a user would write", _scan),
+}

@@ -8,6 +8,6 @@ COMMANDS = {
     "show": "claims, tables and figures of one run",
     "compare": "two runs side by side: claims, config differences, paired seeds",
     "report": "REPORT.md and REPORT.html: every claim, its verdict, the figures",
-    "bench": "what the training loop costs beside a bare step",
+    "bench": "what the training loop and the scans cost beside what they are compared with",
     "doctor": "versions, devices, optional parts, what is writable",
 }

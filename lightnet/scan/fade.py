@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from lightnet.typing import Array
 
 # Below it 1 + x + x^2 / 2 is closer to exp(x) than its rounding in float32 is. A longer series would reach further, but
-# with one more operation XLA spreads each step of a loop over threads, on CPU, which takes twice the time of the step.
+# where there are more operations than bytes, XLA on CPU spreads each step of a loop over threads, and takes longer.
 NEAR = 1 / 256
 
 

@@ -127,11 +127,13 @@ def _scan_backward(chunk: int, residuals: Any, cotangents: tuple[Array, Additive
         gradients = jax.tree.map(lambda out, x: _write(out, x, i, chunk), gradients, tuple(chunk_bar))
         return total_bar, state_bar, gradients
 
-    zeros = jax.tree.map(jnp.zeros_like, operands)
+    q, logits, *others = jax.tree.map(jnp.zeros_like, operands)
+    # What reaches a logit through the final state and through its maximum may cancel: rounded only after the sum.
+    zeros = (q, logits.astype(dtype), *others)
     total_bar, state_bar, gradients = lax.fori_loop(0, count, step, (final_bar.total, final_bar.state, zeros))
     logits_bar, maximum_bar = _through_maximum(operands[1], gradients[1], initial_state, tokens, final, final_bar)
     maximum_bar += _unit(initial_state, total_bar, state_bar)
-    gradients = (gradients[0], logits_bar, *gradients[2:])
+    gradients = (gradients[0], logits_bar.astype(logits.dtype), *gradients[2:])
     return gradients, AdditiveState(maximum_bar, total_bar, state_bar), None
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lightnet.scan.linear.chunk import LinearSummary
+from lightnet.scan.loop import over_chunks, take
 from lightnet.scan.recurrence import Tokens, mapped_alike, only_real, state_dtype
 from lightnet.typing import Array
 
@@ -126,14 +127,37 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 def _decay_gradient(a: Array, g: Array, h: Array, initial: Array, tokens: Tokens, reverse: bool) -> Array:
     """da_t = g_t h_{t-1}, summed over the axes along which a is constant; 0 where the state before does not count."""
+    if a.shape[1] == 1:
+        return _constant_decay_gradient(a, g, h, initial, tokens, reverse)
     h = h.astype(initial.dtype)
     before = jnp.concatenate([h[:, 1:], initial[:, None]] if reverse else [initial[:, None], h[:, :-1]], axis=1)
     da = g.astype(initial.dtype) * before
     for flag in tokens:
         if flag is not None:
             da = jnp.where(flag[..., None], da, 0)
-    constant = tuple(axis for axis in (0, 1) if a.shape[axis] == 1)
-    return _cast(da.sum(axis=constant, keepdims=True) if constant else da, a.dtype)
+    return _cast(da.sum(axis=0, keepdims=True) if a.shape[0] == 1 else da, a.dtype)
+
+
+def _constant_decay_gradient(a: Array, g: Array, h: Array, initial: Array, tokens: Tokens, reverse: bool) -> Array:
+    """The sum over tokens in a loop, since XLA would write out its terms."""
+
+    def term(t: Any, before: Array) -> Array:
+        product = take(g, t).astype(initial.dtype) * before.astype(initial.dtype)
+        for flag in tokens:
+            if flag is not None:
+                product = jnp.where(take(flag, t)[:, None], product, 0)
+        return product
+
+    def chunk(start: Any, size: int, total: Array) -> Array:
+        def step(i: Array, part: Array) -> Array:
+            t = start + i + (0 if reverse else 1)
+            return part + term(t, take(h, t + 1 if reverse else t - 1))
+
+        return total + lax.fori_loop(0, size, step, jnp.zeros_like(total))
+
+    length = g.shape[1]
+    da = over_chunks(length - 1, chunk, term(length - 1 if reverse else 0, initial))
+    return _cast(da.sum(axis=0, keepdims=True) if a.shape[0] == 1 else da, a.dtype)[:, None]
 
 
 def _time(i: Any, b: Array, reverse: bool) -> Any:

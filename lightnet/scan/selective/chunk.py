@@ -15,7 +15,7 @@ from lightnet.typing import Array
 class Selective(NamedTuple):
     """The operands of `selective_scan`, or those of one token.
 
-    For one token, without the axis L, all are in the precision of the state and A is turned, (1, N, D).
+    For one token, without the axis L, all are in the precision of the state and A is turned, (1 or B, N, D).
     """
 
     x: Array

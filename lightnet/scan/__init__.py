@@ -81,7 +81,9 @@ def explain(function: str, *arguments: Any, **named: Any) -> str:
     asked = Asked()
     if arguments or named:
         with asked.during():
-            jax.eval_shape(partial(globals()[function], **named), *arguments)
+            arrays = {name: x for name, x in named.items() if hasattr(x, "shape")}
+            others = {name: x for name, x in named.items() if name not in arrays}
+            jax.eval_shape(partial(globals()[function], **others), *arguments, **arrays)
     found = choices(_RECURRENCES[function], asked.operands)
     lines = [f"{function} on {platform}: {name} ({why})" for platform, (name, why) in found.items()]
     return "\n".join([*lines, *([f"{function} on this mesh: {asked.placed}"] if asked.placed else [])])

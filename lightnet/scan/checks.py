@@ -124,7 +124,7 @@ def check_values(
         Traceback (most recent call last):
         ValueError: log_decay: got 0.5 at [0, 1], expected values of at most 0
     """
-    if not all(_known(array) for array in (x, mask)):
+    if not all(known(array) for array in (x, mask)):
         return
     values = np.asarray(x)
     fits = np.ones(values.shape, bool)
@@ -141,6 +141,6 @@ def check_values(
         raise ValueError(f"{name}: got {float(values[where]):g} at {place}, expected values {expected}")
 
 
-def _known(x: Any) -> bool:
+def known(x: Any) -> bool:
     """Whether this process can read the values: no tracer, and no part of it on the devices of another process."""
     return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)

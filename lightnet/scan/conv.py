@@ -90,7 +90,7 @@ def causal_conv_step(x: ArrayInput, w: ArrayInput, bias: ArrayInput, state: Arra
     sizes: dict[str, int] = {}
     check_array("x", x, "B D", sizes, complex_allowed=True)
     _check_taps(w, bias, sizes)
-    state = check_state("state", state, _state_shape(sizes), state_dtype(x))
+    state = check_state("state", state, _state_shape(sizes), state_dtype(x), required=True)
     y, state = _step(x, w, bias, state)
     return y.astype(_output_dtype(x, w, bias)), state
 

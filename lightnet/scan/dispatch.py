@@ -1,6 +1,6 @@
 """The one dispatcher: from a recurrence and the arguments of its public function to an implementation, on any mesh."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def dispatch(
     Args:
         recurrence: which.
         implementation: None takes the kernel of the platform that the function is lowered for where there is one that
-            can run these operands, else "xla"; a name is honoured or refused.
+            can run these operands, else "xla"; a name is honoured or refused. "reference" is never split by us.
         operands: pytree of arrays.
         initial_state: pytree of arrays.
         tokens: from `tokens_of`.
@@ -69,11 +69,13 @@ def dispatch(
     def run(operands: Any, initial_state: Any, tokens: Tokens) -> Any:
         return _run(recurrence, implementation, operands, initial_state, tokens, **options)
 
-    placed = placement(recurrence.axes, operands)
+    placed = None if implementation == "reference" else placement(recurrence.axes, operands)
     if (asked := _ASKED.get()) is not None:
         asked.placed = placed
     if placed is None:
         return run(operands, initial_state, tokens)
+    if recurrence.split is not None and placed.parts["L"] > 1:
+        _kernels(recurrence, implementation, operands)
     return sharded(recurrence, run, placed, operands, initial_state, tokens, **options)
 
 
@@ -104,26 +106,31 @@ def _run(
 ) -> Any:
     """Call the implementation that a name stands for, with the operands of one device."""
     if (asked := _ASKED.get()) is not None:
-        asked.operands = operands
+        asked.operands = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), operands)
     if implementation in ("reference", "xla"):
         return getattr(recurrence, implementation)(operands, initial_state, tokens, **options)
+    able = _kernels(recurrence, implementation, operands)
+    if implementation is None and not able:
+        return recurrence.xla(operands, initial_state, tokens, **options)
+    if implementation == "pallas_interpret":
+        return able["tpu"](operands, initial_state, tokens, interpret=True, **options)
+    branches = {p: (lambda *a, k=k: k(*a, **options)) for p, k in able.items()}
+    default = (lambda *a: recurrence.xla(*a, **options)) if implementation is None else None
+    return jax.lax.platform_dependent(operands, initial_state, tokens, default=default, **branches)
+
+
+def _kernels(recurrence: Recurrence, implementation: str | None, operands: Any) -> dict[str, Callable]:
+    """The kernels that can run these operands, by platform; an error if a kernel is asked for and there is none."""
     able = {p: k for p, k in recurrence.kernels.items() if recurrence.refusal(p, operands) is None}
     if implementation == "pallas_interpret":
         able = {p: k for p, k in able.items() if p == "tpu"}
-    if implementation is not None and not able:
+    if implementation in ("pallas", "pallas_interpret") and not able:
         reasons = "; ".join(f"{p}: {_why_not(recurrence, p, operands)}" for p in PLATFORMS)
         raise ValueError(
             f"implementation: {implementation!r} cannot run {recurrence.name} here ({reasons}); "
             "expected None, 'reference' or 'xla'"
         )
-    if implementation is None and not able:
-        return recurrence.xla(operands, initial_state, tokens, **options)
-    if implementation == "pallas_interpret":
-        return able["tpu"](operands, initial_state, tokens, interpret=True, **options)
-    other = recurrence.xla if implementation is None else None
-    branches = {p: (lambda *a, k=k: k(*a, **options)) for p, k in able.items()}
-    default = None if other is None else (lambda *a: other(*a, **options))
-    return jax.lax.platform_dependent(operands, initial_state, tokens, default=default, **branches)
+    return able
 
 
 def _why_not(recurrence: Recurrence, platform: str, operands: Any) -> str | None:

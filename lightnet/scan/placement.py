@@ -1,7 +1,8 @@
 """Which part of the arrays of a call each device of the mesh gets: a table, and shapes that divide.
 
 Axes go by their letters. A sequence is padded with masked tokens until it divides; any other axis that does not divide
-stays whole. Axes of the mesh that the table does not name hold copies.
+is not split. Axes of the mesh that are then left over, or that the table does not name, stay as they are, automatic; if
+they are explicit they hold copies, because the loops of the recurrences index arrays in ways that types do not follow.
 """
 
 import math
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from lightnet.scan.mesh import axis_types, lie
 from lightnet.scan.recurrence import Axes, Tokens
 from lightnet.typing import Array
 
@@ -26,19 +28,19 @@ class Placement(NamedTuple):
         names: letter -> axes of the mesh that it is split over; empty where it is not.
         parts: letter -> into how many parts.
         lengths: letter -> size of the whole axis.
-        free: all axes of the mesh that no surrounding `jax.shard_map` has taken.
-        explicit: whether shardings are part of the types of arrays.
+        manual: axes of the mesh that `jax.shard_map` takes.
+        automatic: whether the mesh has others besides.
     """
 
     names: dict[str, tuple[str, ...]]
     parts: dict[str, int]
     lengths: dict[str, int]
-    free: frozenset[str]
-    explicit: bool
+    manual: frozenset[str]
+    automatic: bool
 
     def __str__(self) -> str:
         """Each letter with the axes of the mesh that it is split over, and into how many parts."""
-        split = [f"{x} over {', '.join(names)} ({self.parts[x]} parts)" for x, names in self.names.items() if names]
+        split = [f"{x} over {', '.join(self.names[x])} ({n} parts)" for x, n in self.parts.items() if n > 1]
         return "; ".join(split) or "every device computes everything"
 
 
@@ -56,18 +58,19 @@ def placement(axes: Axes, operands: Any) -> Placement | None:
         >>> placement(Axes(("B L D",), "B D", "B L D"), (jnp.zeros((1, 2, 3)),)) is None
         True
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    sizes = {name: mesh.shape[name] for name, kind in types.items() if kind != AxisType.Manual}
-    if all(size == 1 for size in sizes.values()):
-        return None
+    kinds = axis_types()
+    sizes = {name: jax.sharding.get_abstract_mesh().shape[name] for name in kinds}
     lengths: dict[str, int] = {}
     for x, letters in pairs(axes.operands, operands):
         for letter, size in zip(letters, x.shape, strict=True):
             lengths[letter] = max(size, lengths.get(letter, 1))
     names = {letter: _divisors(letter, lengths[letter], sizes) for letter in MESH_AXES if letter in lengths}
     parts = {letter: math.prod(sizes[name] for name in split) for letter, split in names.items()}
-    return Placement(names, parts, lengths, frozenset(sizes), AxisType.Explicit in types.values())
+    explicit = {name for name, kind in kinds.items() if kind == AxisType.Explicit}
+    manual = explicit.union(*names.values())
+    if all(sizes[name] == 1 for name in manual):
+        return None
+    return Placement(names, parts, lengths, frozenset(manual), manual != set(sizes))
 
 
 def enough_groups(letters: Any, operands: Any, placed: Placement) -> Any:
@@ -75,9 +78,11 @@ def enough_groups(letters: Any, operands: Any, placed: Placement) -> Any:
     if placed.lengths.get("G", 1) == 1 or placed.parts["H"] == 1:
         return operands
     times = math.lcm(placed.lengths["G"], placed.parts["H"]) // placed.lengths["G"]
-    return with_letters(
-        lambda x, names: jnp.repeat(x, times, names.index("G")) if "G" in names else x, letters, operands
-    )
+
+    def repeat(x: Array, names: list[str]) -> Array:
+        return jnp.repeat(lie(x, PartitionSpec()), times, names.index("G")) if "G" in names else x
+
+    return with_letters(repeat, letters, operands)
 
 
 def whole_parts(letters: Any, operands: Any, tokens: Tokens, placed: Placement) -> tuple[Any, Tokens]:
@@ -92,7 +97,8 @@ def whole_parts(letters: Any, operands: Any, tokens: Tokens, placed: Placement) 
             return x
         widths = ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2)
         # What stands there has to be finite, and the number of a run must not decrease.
-        return jnp.pad(x, widths, mode="edge" if jnp.issubdtype(x.dtype, jnp.integer) else "constant")
+        mode = "edge" if jnp.issubdtype(x.dtype, jnp.integer) else "constant"
+        return jnp.pad(lie(x, PartitionSpec()), widths, mode=mode)
 
     keep, real = tokens
     real = jnp.ones((placed.lengths["B"], length), bool) if real is None else real
@@ -124,9 +130,9 @@ def pairs(letters: Any, arrays: Any) -> list[tuple[Any, list[str]]]:
 
 def _divisors(letter: str, length: int, sizes: dict[str, int]) -> tuple[str, ...]:
     """The axes of the mesh for a letter, without the last ones while the length is not a multiple."""
-    names = tuple(name for name in MESH_AXES[letter] if sizes.get(name, 1) > 1)
+    names = tuple(name for name in MESH_AXES[letter] if name in sizes)
     if letter == "L":
-        return names if names and length >= sizes[names[0]] else ()
+        return names if length >= math.prod(sizes[name] for name in names) else ()
     while length % math.prod(sizes[name] for name in names):
         names = names[:-1]
     return names

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lightnet.scan.checks import got
+from lightnet.scan.mesh import lie
 from lightnet.segments import run_index
 from lightnet.typing import Array
 
@@ -94,8 +96,10 @@ def tokens_of(segment_ids: Array | None, mask: Array | None, *, reverse: bool = 
         >>> tokens_of(jnp.array([[1, 1, 2]]), None, reverse=True).keep.tolist()
         [[True, False, True]]
     """
+    mask = None if mask is None else lie(mask, PartitionSpec())
     if segment_ids is None:
         return Tokens(None, mask)
+    segment_ids = lie(segment_ids, PartitionSpec())
     order = slice(None, None, -1) if reverse else slice(None)
     run = run_index(segment_ids[:, order], None if mask is None else mask[:, order])
     keep = jnp.pad(run[:, 1:] == run[:, :-1], ((0, 0), (1, 0)), constant_values=True)
@@ -145,14 +149,14 @@ def state_dtype(*operands: Array | None) -> Any:
     return jnp.result_type(jnp.float32, *(x for x in operands if x is not None))
 
 
-def check_state(name: str, state: Array | None, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The initial state, zeros if none is given.
+def check_state(name: str, state: Array | None, shape: tuple[int, ...], dtype: Any, *, required: bool = False) -> Array:
+    """The state; zeros if none is given and none is required.
 
     Raises:
-        ValueError: it has another shape or another dtype.
+        ValueError: it has another shape or another dtype, or is missing.
     """
-    if state is None:
+    if state is None and not required:
         return jnp.zeros(shape, dtype)
-    if state.shape != shape or state.dtype != dtype:
+    if state is None or state.shape != shape or state.dtype != dtype:
         raise ValueError(f"{name}: got {got(state)}, expected {jnp.dtype(dtype).name}{list(shape)}")
     return state

@@ -7,9 +7,9 @@ A device that has a later stretch of the sequence needs the state that enters it
 enters it, its summary, is small and associative. So each device makes the summary of its own stretch, the summaries are
 exchanged, and one full pass follows with the right state. The gradient takes the same way back.
 
-Summaries are combined along one binary tree over `LEAVES` equal parts of the sequence. The state that enters a given
-token therefore has the same bits for every number of devices, and for both ways of exchange: all gather all summaries
-where there are few devices, else each device exchanges with a partner once per level of the tree.
+Summaries are combined along one binary tree over `LEAVES` equal parts of the sequence. So the state that enters a
+stretch has the same bits for 2, 4, 8 and 16 devices where these cut the sequence alike, and for both ways of exchange:
+all gather all summaries where there are few devices, else each exchanges with a partner once per level of the tree.
 """
 
 import math
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lightnet.scan.mesh import lie
 from lightnet.scan.placement import Placement, enough_groups, pairs, spec, whole_parts, with_letters
 from lightnet.scan.recurrence import Recurrence, Tokens
 from lightnet.typing import Array
@@ -53,11 +54,10 @@ def sharded(
     Returns:
         What the recurrence returns, whole arrays.
     """
-    axes, length = recurrence.axes, placed.lengths["L"]
+    axes = recurrence.axes
     operands = enough_groups(axes.operands, operands, placed)
     operands, tokens = whole_parts(axes.operands, operands, tokens, placed)
-    whole = length + -length % placed.parts["L"]
-    part = whole // placed.parts["L"]
+    part = -(-placed.lengths["L"] // placed.parts["L"])
     leaves = math.gcd(part, 1 << max(LEAVES // placed.parts["L"], 1).bit_length() - 1)
 
     def here(operands: Any, initial_state: Any, tokens: Tokens) -> Any:
@@ -69,23 +69,24 @@ def sharded(
         output, final = run(operands, entering, tokens)
         return output, _of_last(final, placed, options)
 
-    def specs(letters: Any, arrays: Any) -> Any:
-        return with_letters(lambda x, names: spec(x.shape, names, placed), letters, arrays)
-
-    given = (operands, initial_state, tokens)
-    in_specs = tuple(
-        specs(letters, x) for letters, x in zip((axes.operands, axes.state, PER_TOKEN), given, strict=True)
-    )
-    if placed.explicit:
-        given = jax.tree.map(jax.sharding.reshard, given, in_specs)
+    given, letters = (operands, initial_state, tokens), (axes.operands, axes.state, PER_TOKEN)
+    in_specs = with_letters(lambda x, names: spec(x.shape, names, placed), letters, given)
     output = PartitionSpec(*(placed.names.get(letter) or None for letter in axes.output.split()))
     out_specs = output if axes.state is None else (output, in_specs[1])
-    result = jax.shard_map(here, in_specs=in_specs, out_specs=out_specs, axis_names=placed.free, check_vma=False)(
-        *given
-    )
-    if whole == length:
-        return result
-    return jax.tree.map(lambda x: x[:, :length], result) if axes.state is None else (result[0][:, :length], result[1])
+    split = jax.shard_map(here, in_specs=in_specs, out_specs=out_specs, axis_names=placed.manual, check_vma=False)
+    # Outside of `jit`, `shard_map` cannot leave axes to the compiler.
+    result = (jax.jit(split) if placed.automatic else split)(*jax.tree.map(lie, given, in_specs))
+    if axes.state is None:
+        return _cut(result, output, placed)
+    return _cut(result[0], output, placed), result[1]
+
+
+def _cut(output: Array, split: PartitionSpec, placed: Placement) -> Array:
+    """Without the tokens that were added at the end."""
+    length = placed.lengths["L"]
+    if output.shape[1] == length:
+        return output
+    return lie(output, PartitionSpec(split[0], None, *split[2:]))[:, :length]
 
 
 def _entering(
@@ -171,10 +172,8 @@ def _move(collective: Callable, arrays: Any) -> Any:
 
 def _next_level(recurrence: Recurrence, level: Any) -> Any:
     """Nodes of the tree two by two; one that is left over at the end is never asked for."""
-    pairs = jax.tree.leaves(level)[0].shape[0] // 2
-    return jax.vmap(recurrence.combine)(
-        jax.tree.map(lambda x: x[: 2 * pairs : 2], level), jax.tree.map(lambda x: x[1 : 2 * pairs : 2], level)
-    )
+    even = jax.tree.leaves(level)[0].shape[0] // 2 * 2
+    return jax.vmap(recurrence.combine)(*(jax.tree.map(lambda x, k=k: x[k:even:2], level) for k in range(2)))
 
 
 def _of_last(final: Any, placed: Placement, options: dict[str, Any]) -> Any:

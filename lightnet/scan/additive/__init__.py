@@ -1,14 +1,17 @@
 """LightNet: linear attention with keys normalised over tokens (Qin et al., "You Only Scan Once", arXiv 2405.21022)."""
 
-import jax
+from numbers import Integral
+
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lightnet.scan.additive.chunk import AdditiveState, AdditiveSummary, combine, enter, merge
 from lightnet.scan.additive.order_free import global_split, global_xla
 from lightnet.scan.additive.reference import additive_reference, additive_update, global_reference
 from lightnet.scan.additive.xla import additive_xla, summary
-from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, got
+from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, got, known
 from lightnet.scan.dispatch import dispatch
+from lightnet.scan.mesh import lie
 from lightnet.scan.recurrence import Axes, Recurrence, Tokens, check_state, only_real, state_dtype, tokens_of
 from lightnet.segments import run_index
 from lightnet.typing import Array
@@ -97,7 +100,7 @@ def additive_recurrence(
 
 
 def additive_step(
-    q: ArrayInput, key_logits: ArrayInput, v: ArrayInput, state: AdditiveState, *, key_factor: ArrayInput = None
+    q: ArrayInput, key_logits: ArrayInput, v: ArrayInput, state: ArrayInput, *, key_factor: ArrayInput = None
 ) -> tuple[Array, AdditiveState]:
     """One token of `additive_recurrence`.
 
@@ -177,11 +180,11 @@ def additive_global(
     )
     sizes = _check("B L H", q, key_logits, v, key_factor)
     check_per_token(sizes, segment_ids, mask)
-    runs = _runs(segment_ids, mask, num_segments)
-    tokens = Tokens(None, mask)
+    tokens = tokens_of(None, mask)
+    runs = _runs(segment_ids, tokens.real, num_segments)
     dtype = jnp.result_type(q, key_logits, v)
     operands = (*_only_real(tokens, q, key_logits, v, key_factor), runs)
-    o = dispatch(ADDITIVE_GLOBAL, implementation, operands, None, tokens, num_segments=num_segments)
+    o = dispatch(ADDITIVE_GLOBAL, implementation, operands, None, tokens, num_segments=int(num_segments))
     (o,) = only_real(tokens, o.astype(dtype))
     return o
 
@@ -198,11 +201,11 @@ def _check(axes: str, q: ArrayInput, key_logits: ArrayInput, v: ArrayInput, key_
     return sizes
 
 
-def _state(name: str, state: AdditiveState | None, sizes: dict[str, int], dtype: jnp.dtype) -> AdditiveState:
-    """The state, checked; the empty one if none is given."""
+def _state(name: str, state: ArrayInput, sizes: dict[str, int], dtype: jnp.dtype) -> AdditiveState:
+    """The state, checked; the empty one if none is given, which a step does not accept."""
     per_channel = (sizes["B"], sizes["H"], sizes["K"])
     shapes = (per_channel, per_channel, (sizes["B"], sizes["H"], sizes["F*K"], sizes["V"]))
-    if state is None:
+    if state is None and name != "state":
         return AdditiveState(*(jnp.full(s, x, dtype) for s, x in zip(shapes, (-jnp.inf, 0, 0), strict=True)))
     if not isinstance(state, AdditiveState) or any(part is None for part in state):
         raise ValueError(f"{name}: got {got(state)}, expected an AdditiveState of arrays")
@@ -225,11 +228,11 @@ def _only_real(
 
 def _runs(segment_ids: Array | None, mask: Array | None, num_segments: int) -> Array | None:
     """Number of each token's run, or None where there is one."""
-    if not isinstance(num_segments, int) or num_segments < 1:
+    if isinstance(num_segments, bool) or not isinstance(num_segments, Integral) or num_segments < 1:
         raise ValueError(f"num_segments: got {num_segments!r}, expected an integer of at least 1")
     if segment_ids is None:
         return None
-    runs = run_index(segment_ids, mask)
-    if not isinstance(runs, jax.core.Tracer) and (most := int(runs.max()) + 1) > num_segments:
+    runs = run_index(lie(segment_ids, PartitionSpec()), mask)
+    if known(runs) and (most := int(runs.max()) + 1) > num_segments:
         raise ValueError(f"num_segments: got {num_segments}, expected at least {most}: so many runs a row has")
     return runs

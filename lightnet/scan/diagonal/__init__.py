@@ -98,7 +98,7 @@ def diagonal_step(x: ArrayInput, a: ArrayInput, b: ArrayInput, c: ArrayInput, st
     x, a, b, c, state = as_arrays(x=x, a=a, b=b, c=c, state=state)
     sizes = _check("B D", x, a, b, c)
     dtype = state_dtype(x, a, b, c)
-    state = check_state("state", state, (sizes["B"], sizes["D"], sizes["N"]), dtype)
+    state = check_state("state", state, (sizes["B"], sizes["D"], sizes["N"]), dtype, required=True)
     token = Diagonal(x.astype(dtype), *(v.astype(dtype).T[None] for v in (a, b, c)))
     h = advance(state.swapaxes(1, 2), token)
     return read(h, token.c).astype(x.dtype), h.swapaxes(1, 2)

@@ -124,4 +124,4 @@ def _check(q: ArrayInput, k: ArrayInput, v: ArrayInput, log_decay: ArrayInput, p
 
 def _state(name: str, state: Array | None, sizes: dict[str, int], *operands: Array) -> Array:
     shape = tuple(sizes[letter] for letter in "BHKV")
-    return check_state(name, state, shape, state_dtype(*operands))
+    return check_state(name, state, shape, state_dtype(*operands), required=name == "state")

@@ -60,6 +60,8 @@ def linear_scan(
     check_array("b", b, "B L D", sizes, complex_allowed=True)
     check_array("a", a, "1|B 1|L D", sizes, complex_allowed=True)
     check_per_token(sizes, segment_ids, mask)
+    if not isinstance(reverse, bool):
+        raise ValueError(f"reverse: got {reverse!r}, expected True or False")
     dtype = state_dtype(a, b)
     state = check_state("initial_state", initial_state, (sizes["B"], sizes["D"]), dtype)
     tokens = tokens_of(segment_ids, mask, reverse=reverse)
@@ -91,6 +93,6 @@ def linear_step(a: ArrayInput, b: ArrayInput, state: ArrayInput) -> tuple[Array,
     sizes: dict[str, int] = {}
     check_array("b", b, "B D", sizes, complex_allowed=True)
     check_array("a", a, "1|B D", sizes, complex_allowed=True)
-    state = check_state("state", state, b.shape, state_dtype(a, b))
+    state = check_state("state", state, b.shape, state_dtype(a, b), required=True)
     state = a * state + b
     return state.astype(jnp.result_type(a, b)), state

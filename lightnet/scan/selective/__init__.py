@@ -126,7 +126,7 @@ def selective_step(
     sizes = _check("B", Selective(x, dt, A, B, C, D, z))
     check_values("dt", dt, at_least=0)
     dtype = state_dtype(x, dt, A, B, C, D, z)
-    state = check_state("state", state, (sizes["B"], sizes["D"], sizes["N"]), dtype)
+    state = check_state("state", state, (sizes["B"], sizes["D"], sizes["N"]), dtype, required=True)
     token = jax.tree.map(lambda v: v.astype(dtype), Selective(x, dt, A.T[None], B, C, D, z))
     h = advance(state.swapaxes(1, 2), token)
     return gated(read(h, token.C), token).astype(x.dtype), h.swapaxes(1, 2)

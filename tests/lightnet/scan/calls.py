@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lightnet import scan
+from lightnet.scan.placement import MESH_AXES
 
 D, N, H, G, K, V, F, WIDTH = 4, 3, 4, 2, 4, 6, 2, 4
 
@@ -95,8 +97,17 @@ def cotangents(call: Callable, args: tuple, given: dict[str, Any]) -> Any:
     return jax.tree.map(like, jax.eval_shape(lambda *args: call(*args, **given), *args))
 
 
-def letters_of(name: str) -> list[str]:
-    """The axes of each argument that `operands` gives."""
+def placed_on(mesh: Mesh, name: str, args: tuple) -> list[jax.ShapeDtypeStruct]:
+    """The arguments split over the mesh as the function splits them."""
     recurrence = next(r for r in scan._RECURRENCES.values() if name.startswith(r.name))
-    given = recurrence.axes.operands[:4] if recurrence is scan.additive.ADDITIVE_GLOBAL else recurrence.axes.operands
-    return [*jax.tree.leaves(given), *jax.tree.leaves(recurrence.axes.state)]
+    letters = [*jax.tree.leaves(recurrence.axes.operands), *jax.tree.leaves(recurrence.axes.state)]
+    if recurrence is scan.additive.ADDITIVE_GLOBAL:
+        letters = letters[: len(args)]
+    over = {letter: tuple(axis for axis in axes if axis in mesh.shape) for letter, axes in MESH_AXES.items()}
+    over["G"] = over["H"]
+
+    def place(x: jax.Array, names: str) -> jax.ShapeDtypeStruct:
+        axes = [over.get(letter) if size > 1 else None for letter, size in zip(names.split(), x.shape, strict=True)]
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return [place(x, names) for x, names in zip(args, letters, strict=True)]

@@ -4,6 +4,7 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from lightnet import scan
 from lightnet.scan import sharded
 from lightnet.scan.linear import LINEAR
+from lightnet.scan.mesh import lie
 from lightnet.scan.placement import placement
 from lightnet.scan.recurrence import tokens_of
-from tests.lightnet.scan.calls import CALLS, cotangents, letters_of, operands
+from tests.lightnet.scan.calls import CALLS, cotangents, operands, placed_on
 
 AXES = ("data", "tensor", "sequence")
 # Number of tokens, whether packed and padded, and meshes.
@@ -30,10 +32,10 @@ CASES = (
 LONG = (1024, False, [(1, 1, 5), (2, 2, 2)])
 
 
-def mesh_of(shape: tuple[int, ...], kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
-    return jax.make_mesh(
-        shape, AXES, axis_types=(kind,) * len(AXES), devices=jax.devices()[: int(np.prod(shape, dtype=int))]
-    )
+def mesh_of(
+    shape: tuple[int, ...], kinds: tuple[AxisType, ...] = (AxisType.Auto,) * 3, axes: tuple[str, ...] = AXES
+) -> jax.sharding.Mesh:
+    return jax.make_mesh(shape, axes, axis_types=kinds, devices=jax.devices()[: int(np.prod(shape, dtype=int))])
 
 
 def packed_and_padded(batch: int, length: int, seed: int) -> dict[str, jax.Array]:
@@ -48,7 +50,7 @@ def packed_and_padded(batch: int, length: int, seed: int) -> dict[str, jax.Array
 def value_and_gradients(call: Callable, given: dict[str, Any], out: Any) -> Callable:
     def both(*args: Any) -> Any:
         value, pull = jax.vjp(lambda *args: call(*args, **given), *args)
-        return value, pull(out)
+        return value, pull(jax.tree.map(lambda c, v: lie(c, jax.typeof(v).sharding.spec), out, value))
 
     return jax.jit(both)
 
@@ -91,12 +93,19 @@ def closeness(what: str, have: Any, want: Any) -> None:
 
 
 def on_explicit_axes(name: str) -> None:
-    """Arrays whose types say how they are split, otherwise than the function splits them."""
-    args = operands(name, 4, 32, seed=0)
-    want = CALLS[name](*args)
-    with jax.set_mesh(mesh_of((2, 2, 2), AxisType.Explicit)):
-        args = jax.tree.map(lambda x: jax.device_put(x, PartitionSpec()), args)
-        closeness(f"{name} on explicit axes", jax.jit(CALLS[name])(*args), want)
+    """Arrays whose types say how they are split, as the function splits them and otherwise; with gradients."""
+    for length, split in ((32, PartitionSpec("data", "sequence")), (5, PartitionSpec())):
+        call, args, given = CALLS[name], operands(name, 4, length, seed=0), packed_and_padded(4, length, seed=0)
+        out = cotangents(call, args, given)
+        want = value_and_gradients(call, given, out)(*args)
+        for kinds in ((AxisType.Explicit,) * 3, (AxisType.Auto, AxisType.Auto, AxisType.Explicit)):
+            with jax.set_mesh(mesh_of((2, 2, 2), kinds)):
+
+                def lies(x: jax.Array, length: int = length, split: PartitionSpec = split) -> jax.Array:
+                    return jax.device_put(x, split if x.shape[:2] == (4, length) else PartitionSpec())
+
+                have = value_and_gradients(call, jax.tree.map(lies, given), out)(*jax.tree.map(lies, args))
+            closeness(f"{name} on explicit axes", have, want)
 
 
 def inside_another_shard_map(name: str) -> None:
@@ -145,30 +154,47 @@ def entering_states(args: tuple, count: int, backwards: bool) -> list[np.ndarray
 
 
 def collectives(name: str) -> None:
-    """Split over rows and heads, nothing moves; split over the sequence, nothing as long as the sequence does."""
-    args, length, devices = operands(name, 4, 1024, seed=0), 1024, 8
-    assert not moved(name, args, (4, 2, 1))
-    lines = moved(name, args, (1, 1, devices))
-    assert lines
-    for line in lines:
-        sizes = [int(size) for size in line.split("[")[1].split("]")[0].split(",") if size]
-        assert all(size < length // devices for size in sizes), line
+    """Split over rows, no row moves, forward or backward; over the sequence, nothing as long as a device's part is."""
+    batch, length, devices = 16, 1024, 8
+    args = operands(name, batch, length, seed=0)
+    for axes, shape, rows in ((AXES, (8, 1, 1), 2), (("data", "fsdp", "other"), (2, 2, 2), 4)):
+        assert not moved(name, args, shape, axes, lambda call: call)
+        for line in moved(name, args, shape, axes, both_ways(name, args)):
+            assert not any(sizes[:2] == [rows, length] for sizes in shapes_in(line)), line
+    assert moved(name, args, (1, 1, devices), AXES, lambda call: call)
+    for line in moved(name, args, (1, 1, devices), AXES, both_ways(name, args)):
+        assert all(max(sizes, default=1) < length // devices for sizes in shapes_in(line)), line
 
 
-def moved(name: str, args: tuple, shape: tuple[int, ...]) -> list[str]:
+def both_ways(name: str, args: tuple) -> Callable:
+    """Turns a call into its value and gradients."""
+    out = cotangents(CALLS[name], args, {})
+
+    def turn(call: Callable) -> Callable:
+        def both(*args: Any) -> Any:
+            value, pull = jax.vjp(call, *args)
+            return value, pull(out)
+
+        return both
+
+    return turn
+
+
+def moved(name: str, args: tuple, shape: tuple[int, ...], axes: tuple[str, ...], turn: Callable) -> list[str]:
     """The operations that move data between devices, of arguments that lie where the function wants them."""
-    where = {"B": "data", "L": "sequence", "D": "tensor", "H": "tensor", "G": "tensor"}
-    mesh = mesh_of(shape)
+    mesh = mesh_of(shape, axes=axes)
+    given = placed_on(mesh, name, args)
     with jax.set_mesh(mesh):
-
-        def spec(x: jax.Array, names: str) -> jax.ShapeDtypeStruct:
-            axes = [where.get(n) if size > 1 else None for n, size in zip(names.split(), x.shape, strict=True)]
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
-
-        given = [spec(x, names) for x, names in zip(args, letters_of(name), strict=True)]
-        text = jax.jit(CALLS[name]).lower(*given).compile().as_text()
+        text = jax.jit(turn(CALLS[name])).lower(*given).compile().as_text()
     kinds = ("all-gather", "all-reduce", "collective-permute", "all-to-all", "reduce-scatter")
-    return [line for line in text.splitlines() if any(f" {kind}(" in line for kind in kinds)]
+    lines = [line for line in text.splitlines() if any(f" {kind}(" in line for kind in kinds)]
+    return [line for line in lines if not re.search(r"replica_groups=\{(\{\d+\},?)+\}", line)]  # groups of one
+
+
+def shapes_in(line: str) -> list[list[int]]:
+    """Of all arrays that an operation gives."""
+    found = re.findall(r"\w+\[([\d,]*)\]", line.split(" = ")[1].split("(%")[0])
+    return [[int(size) for size in shape.split(",") if size] for shape in found]
 
 
 if __name__ == "__main__":

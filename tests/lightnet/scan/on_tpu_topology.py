@@ -18,10 +18,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.lightnet.scan.calls import CALLS, cotangents, letters_of, operands
+from tests.lightnet.scan.calls import CALLS, cotangents, operands, placed_on
 
 AXES = ("data", "tensor", "sequence")
-SPLIT = {"B": "data", "L": "sequence", "D": "tensor", "H": "tensor", "G": "tensor"}
 
 
 def compile_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
@@ -29,10 +28,6 @@ def compile_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
     chips = topologies.get_topology_desc("v5e:2x2", platform="tpu")
     assert math.prod(shape) == len(chips.devices)
     mesh, call = topologies.make_mesh(chips, shape, AXES), CALLS[name]
-
-    def placed(x: Any, names: str) -> jax.ShapeDtypeStruct:
-        spec = [SPLIT.get(letter) if size > 1 else None for letter, size in zip(names.split(), x.shape, strict=True)]
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
 
     def whole(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
@@ -42,7 +37,7 @@ def compile_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
         return value, pull(out)
 
     args = operands(name, 4, 64, seed=0)
-    given = tuple(placed(x, names) for x, names in zip(args, letters_of(name), strict=True))
+    given = tuple(placed_on(mesh, name, args))
     out = jax.tree.map(whole, cotangents(call, args, {}))
     with jax.set_mesh(mesh):
         compiled = jax.jit(both).trace(given, out).lower(lowering_platforms=("tpu",)).compile()

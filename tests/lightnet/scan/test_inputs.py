@@ -7,30 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lightnet.scan as core
+from lightnet import scan
 from lightnet.scan import AdditiveState
 
 # The axes of every argument of the sequence forms; the steps have no L.
 ATTENTION = {"key_logits": "BLHK", "q": "BLHK", "v": "BLHV", "key_factor": "BLHFK"}
 SEQUENCES = {
-    core.linear_scan: {"b": "BLD", "a": "BLD", "initial_state": "BD"},
-    core.diagonal_ssm: {"x": "BLD", "a": "DN", "b": "DN", "c": "DN", "initial_state": "BDN"},
-    core.selective_scan: {
+    scan.linear_scan: {"b": "BLD", "a": "BLD", "initial_state": "BD"},
+    scan.diagonal_ssm: {"x": "BLD", "a": "DN", "b": "DN", "c": "DN", "initial_state": "BDN"},
+    scan.selective_scan: {
         **{"x": "BLD", "dt": "BLD", "A": "DN", "B": "BLN", "C": "BLN", "D": "D", "z": "BLD"},
         "initial_state": "BDN",
     },
-    core.gated_linear_attention: {"v": "BLHV", "q": "BLGK", "k": "BLGK", "log_decay": "BLHK", "initial_state": "BHKV"},
-    core.additive_recurrence: {**ATTENTION, "initial_state": AdditiveState("BHK", "BHK", "BHKV")},
-    core.additive_global: ATTENTION,
-    core.causal_conv: {"x": "BLD", "w": "WD", "bias": "D", "initial_state": "BSD"},
+    scan.gated_linear_attention: {"v": "BLHV", "q": "BLGK", "k": "BLGK", "log_decay": "BLHK", "initial_state": "BHKV"},
+    scan.additive_recurrence: {**ATTENTION, "initial_state": AdditiveState("BHK", "BHK", "BHKV")},
+    scan.additive_global: ATTENTION,
+    scan.causal_conv: {"x": "BLD", "w": "WD", "bias": "D", "initial_state": "BSD"},
 }
 STEPS = {
-    core.linear_scan: core.linear_step,
-    core.diagonal_ssm: core.diagonal_step,
-    core.selective_scan: core.selective_step,
-    core.gated_linear_attention: core.gated_linear_step,
-    core.additive_recurrence: core.additive_step,
-    core.causal_conv: core.causal_conv_step,
+    scan.linear_scan: scan.linear_step,
+    scan.diagonal_ssm: scan.diagonal_step,
+    scan.selective_scan: scan.selective_step,
+    scan.gated_linear_attention: scan.gated_linear_step,
+    scan.additive_recurrence: scan.additive_step,
+    scan.causal_conv: scan.causal_conv_step,
 }
 SIZES = dict(B=2, L=4, D=5, N=3, H=6, G=2, K=3, V=4, F=1, W=4, S=3)
 OPTIONAL = ("D", "z", "bias", "key_factor", "initial_state", "state")
@@ -116,10 +116,10 @@ def test_sizes_that_do_not_fit_together_are_refused_with_the_name_of_an_argument
 @pytest.mark.parametrize(
     ("function", "name", "bound"),
     [
-        (core.selective_scan, "dt", "at least 0"),
-        (core.selective_step, "dt", "at least 0"),
-        (core.gated_linear_attention, "log_decay", "at most 0"),
-        (core.gated_linear_step, "log_decay", "at most 0"),
+        (scan.selective_scan, "dt", "at least 0"),
+        (scan.selective_step, "dt", "at least 0"),
+        (scan.gated_linear_attention, "log_decay", "at most 0"),
+        (scan.gated_linear_step, "log_decay", "at most 0"),
     ],
 )
 def test_values_out_of_range_are_refused_where_they_are_known(function, name, bound):
@@ -135,3 +135,28 @@ def test_an_unknown_implementation_is_refused_with_the_known_ones(function):
     for name in ("fast", "XLA"):
         with pytest.raises(ValueError, match=rf"implementation: got {name!r}, expected None or one of reference, xla"):
             shapes(function, {**arguments(function), "implementation": name})
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: scan.linear_step(x, x, None),
+        lambda x: scan.diagonal_step(x, *(jnp.ones((3, 2)),) * 3, None),
+        lambda x: scan.selective_step(x, x**2, jnp.ones((3, 2)), *(jnp.ones((2, 2)),) * 2, None, None),
+        lambda x: scan.gated_linear_step(*(x[:, None],) * 3, -(x[:, None] ** 2), None),
+        lambda x: scan.additive_step(*(x[:, None],) * 3, None),
+        lambda x: scan.causal_conv_step(x, jnp.ones((4, 3)), None, None),
+    ],
+)
+def test_a_step_needs_a_state(step):
+    with pytest.raises(ValueError, match="state: got NoneType, expected"):
+        step(jnp.ones((2, 3)))
+
+
+def test_switches_are_what_they_say():
+    x = jnp.ones((1, 2, 1, 3))
+    with pytest.raises(ValueError, match="reverse: got 'yes', expected True or False"):
+        scan.linear_scan(x[0], x[0], reverse="yes")
+    with pytest.raises(ValueError, match="num_segments: got True, expected an integer"):
+        scan.additive_global(x, x, x, num_segments=True)
+    scan.additive_global(x, x, x, num_segments=np.int64(2))

@@ -60,8 +60,6 @@ def linear_scan(
     check_array("b", b, "B L D", sizes, complex_allowed=True)
     check_array("a", a, "1|B 1|L D", sizes, complex_allowed=True)
     check_per_token(sizes, segment_ids, mask)
-    if not isinstance(reverse, bool):
-        raise ValueError(f"reverse: got {reverse!r}, expected True or False")
     dtype = state_dtype(a, b)
     state = check_state("initial_state", initial_state, (sizes["B"], sizes["D"]), dtype)
     tokens = tokens_of(segment_ids, mask, reverse=reverse)

@@ -153,10 +153,7 @@ def test_a_step_needs_a_state(step):
         step(jnp.ones((2, 3)))
 
 
-def test_switches_are_what_they_say():
+def test_a_number_of_segments_is_no_switch():
     x = jnp.ones((1, 2, 1, 3))
-    with pytest.raises(ValueError, match="reverse: got 'yes', expected True or False"):
-        scan.linear_scan(x[0], x[0], reverse="yes")
     with pytest.raises(ValueError, match="num_segments: got True, expected an integer"):
         scan.additive_global(x, x, x, num_segments=True)
-    scan.additive_global(x, x, x, num_segments=np.int64(2))

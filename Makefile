@@ -34,7 +34,7 @@ demo: $(INSTALLED) ## one figure and its verdicts, in two minutes
 	@$(VENV) -m experiments run tokenization/dictionary_size --preset $(PRESET)
 
 test: $(INSTALLED) ## the quick tests
-	@$(VENV) -m pytest -m "not slow"
+	@$(VENV) -m pytest -n 2 --dist worksteal -m "not slow"
 
 disturb: $(INSTALLED) ## kill and damage ROUNDS=100 short trainings; each must end as if undisturbed
 	@$(VENV) tests/reliability/disturbance.py --rounds $(ROUNDS)

@@ -13,12 +13,14 @@ field. A mixer that cannot do something says so in its capabilities, and asking 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lightnet.scan.checks import check_per_token
 from lightnet.segments import run_index, token_positions
 from lightnet.typing import Array
 
@@ -139,6 +141,10 @@ class Backbone(nn.Module):
         remat: what the backward pass finds stored of each block: "none" stores all; else a policy of
             `jax.checkpoint_policies` by name, "nothing_saveable" for the block's input alone, "dots_saveable" or
             "dots_with_no_batch_dims_saveable" for products of matrices too. The rest is computed again.
+        channel_mixer: constructor of what acts on each position, such as `functools.partial(GLU, hidden=64)`, called
+            with `dtype` and `out_scale`; None is the MLP.
+        norm: constructor of norms, such as `functools.partial(flax.linen.RMSNorm, epsilon=1e-6)`, called with
+            `scale_init` and `dtype`; None is LayerNorm.
 
     Example:
         >>> from functools import partial
@@ -159,6 +165,8 @@ class Backbone(nn.Module):
     use_bias: bool = False
     dtype: Any = None
     remat: str = "none"
+    channel_mixer: Callable[..., nn.Module] | None = None
+    norm: Callable[..., nn.Module] | None = None
 
     def setup(self) -> None:
         """Declare the blocks and the final norm."""
@@ -172,12 +180,15 @@ class Backbone(nn.Module):
             return self.mixer(width=self.width, out_scale=out_scale, dtype=self.dtype)
 
         def mlp() -> nn.Module:
+            if self.channel_mixer is not None:
+                return self.channel_mixer(out_scale=out_scale, dtype=self.dtype)
             hidden = self.mlp_ratio * self.width
             return MLP(hidden, self.activation, self.use_bias, out_scale=out_scale, dtype=self.dtype)
 
         def norm() -> nn.Module:
             scale = partitioned(nn.initializers.ones, "embed")
-            return nn.LayerNorm(epsilon=1e-5, use_bias=self.use_bias, scale_init=scale, dtype=self.dtype)
+            kind = self.norm or partial(nn.LayerNorm, epsilon=1e-5, use_bias=self.use_bias)
+            return kind(scale_init=scale, dtype=self.dtype)
 
         block = Block
         if self.remat != "none":
@@ -221,7 +232,7 @@ class Backbone(nn.Module):
     def _check(self, x: Array, segment_ids: Array | None, mask: Array | None) -> None:
         if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != self.width:
             raise ValueError(f"x: got shape {list(x.shape)}, expected (B, L, {self.width}) with L from 1")
-        _check_per_token(x.shape[:2], segment_ids, mask)
+        check_per_token({"B": x.shape[0], "L": x.shape[1]}, segment_ids, mask)
 
     def require(self, **asked: bool) -> None:
         """Raise a ValueError unless every block's mixer has the capabilities asked for; see `Mixer.require`."""
@@ -233,18 +244,12 @@ class Backbone(nn.Module):
         return tuple(block.mix.init_state(batch) for block in self.blocks)
 
 
-def _check_per_token(shape: tuple[int, ...], segment_ids: Array | None, mask: Array | None) -> None:
-    for name, given, kind in (("segment_ids", segment_ids, jnp.integer), ("mask", mask, jnp.bool_)):
-        if given is not None and (given.shape != shape or not jnp.issubdtype(given.dtype, kind)):
-            got = f"{given.dtype}{list(given.shape)}"
-            raise ValueError(f"{name}: got {got}, expected {kind.__name__}{list(shape)}")
-
-
 class DecodingState(NamedTuple):
     """What a causal language model carries from token to token."""
 
     position: Array  # (B,) real tokens read in the current run
     backbone: State
+    input_positions: State = None
 
 
 class CausalLM(nn.Module):
@@ -259,6 +264,8 @@ class CausalLM(nn.Module):
         max_length: number of learned positions; 0 for a mixer that knows positions by itself.
         tied: whether the output kernel is the embedding.
         head_bias: whether the logits have a bias.
+        input_positions: constructor of an encoding of embedded tokens, such as `lightnet.positions.MDTPE`, called with
+            `width` and `dtype`; None has none.
 
     Example:
         >>> from functools import partial
@@ -282,6 +289,7 @@ class CausalLM(nn.Module):
     max_length: int = 0
     tied: bool = True
     head_bias: bool = False
+    input_positions: Callable[..., nn.Module] | None = None
 
     def setup(self) -> None:
         """Declare the embeddings and the output layer."""
@@ -295,6 +303,8 @@ class CausalLM(nn.Module):
         if self.head_bias:
             zeros = partitioned(nn.initializers.zeros, "vocab")
             self.bias = self.param("head_bias", zeros, (self.vocab_size,))
+        if self.input_positions is not None:
+            self.places = self.input_positions(width=width, dtype=self.backbone.dtype)
 
     def __call__(
         self,
@@ -321,14 +331,17 @@ class CausalLM(nn.Module):
         """
         # Where tokens are masked or start a new run, fewer than L of them follow the state's.
         self._check(tokens, state if segment_ids is None and mask is None else None, ndim=2)
-        _check_per_token(tokens.shape, segment_ids, mask)
+        check_per_token({"B": tokens.shape[0], "L": tokens.shape[1]}, segment_ids, mask)
         real = jnp.ones(tokens.shape, bool) if mask is None else mask
         run = jnp.zeros(tokens.shape, jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
         offset = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state.position
         position = token_positions(run, real, offset)
-        before = None if state is None else state.backbone
-        x, after = self.backbone(self._embed(tokens, position), before, segment_ids=segment_ids, mask=mask)
-        return self._logits(x), DecodingState(position[:, -1] + real[:, -1], after)
+        _, before, placed = (None, None, None) if state is None else state
+        x = self._embed(tokens, position)
+        if self.input_positions is not None:
+            x, placed = self.places(x, placed, segment_ids=segment_ids, mask=mask)
+        x, after = self.backbone(x, before, segment_ids=segment_ids, mask=mask)
+        return self._logits(x), DecodingState(position[:, -1] + real[:, -1], after, placed)
 
     def step(self, token: Array, state: DecodingState) -> tuple[Array, DecodingState]:
         """Read one token per row.
@@ -345,12 +358,16 @@ class CausalLM(nn.Module):
             ValueError: as for a whole sequence.
         """
         self._check(token, state, ndim=1)
-        x, after = self.backbone.step(self._embed(token, state.position), state.backbone)
-        return self._logits(x), DecodingState(state.position + 1, after)
+        x, placed = self._embed(token, state.position), state.input_positions
+        if self.input_positions is not None:
+            x, placed = self.places.step(x, placed)
+        x, after = self.backbone.step(x, state.backbone)
+        return self._logits(x), DecodingState(state.position + 1, after, placed)
 
     def init_state(self, batch: int) -> DecodingState:
         """The state before the first token."""
-        return DecodingState(jnp.zeros(batch, jnp.int32), self.backbone.init_state(batch))
+        places = None if self.input_positions is None else self.places.init_state(batch)
+        return DecodingState(jnp.zeros(batch, jnp.int32), self.backbone.init_state(batch), places)
 
     def _check(self, tokens: Array, state: DecodingState | None, ndim: int) -> None:
         self.backbone.require(causal=True)

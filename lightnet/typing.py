@@ -8,6 +8,7 @@ S       slots of a cache
 D       channels (the width of the residual stream)
 H       heads
 K       size of a key (and query) per head
+M       size of a key with its position in it, K or 2 K
 V       size of a value per head; size of the vocabulary at an output
 
 Where a paper uses other letters, the docstring of the module that implements it gives the translation. The shapes are

@@ -3,8 +3,9 @@
 import importlib
 import inspect
 import pkgutil
-from functools import partial
+from functools import cache, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 import lightnet
 import ssm
 from lightnet.backbone import Mixer
+from lightnet.positions import MDLRPE, Rotary
 
 BATCH, LENGTH, WIDTH = 3, 11, 12
 
+# 11 tokens that are no sequence: one extra token and the cells of a grid.
+ON_GRID = {"grid": (2, 5), "num_extra": 1, "relative": partial(MDLRPE, axes=2)}
 # How to build each mixer, smallest first; a class that is not here fails the test below.
 VARIANTS = {
     "SoftmaxAttention": [
@@ -23,7 +27,31 @@ VARIANTS = {
         {"num_heads": 1, "max_length": 16, "use_bias": True},
         {"num_heads": 2, "causal": False},
         {"num_heads": 2},
-    ]
+        {"num_heads": 2, "max_length": 16, "relative": MDLRPE},
+        {"num_heads": 2, "causal": False, **ON_GRID},
+    ],
+    "LightNetAttention": [
+        {"num_heads": 3},
+        {"num_heads": 2, "relative": MDLRPE, "conv_width": 3, "use_bias": True},
+        {"num_heads": 3, "decay": "vector", "relative": Rotary, "phantom_logit": 0.5},
+        {"num_heads": 2, "decay": "scalar", "gate_position": "after", "gate_activation": nn.silu, "gate_rank": 2},
+        {"num_heads": 2, "decay": "vector", "normalised": False, "relative": MDLRPE},
+        {"num_heads": 2, "decay": "scalar", "normalised": False, "phantom_logit": 0.0},
+        {"num_heads": 3, "causal": False, "relative": MDLRPE, "max_segments": 4},
+        {"num_heads": 2, "causal": False, "decay": "vector", **ON_GRID},
+    ],
+    "LinearAttention": [
+        {"num_heads": 3},
+        {"num_heads": 2, "relative": Rotary},
+        {"num_heads": 2, "relative": MDLRPE, "use_bias": True},
+        {"num_heads": 2, "causal": False, **ON_GRID},
+    ],
+    "MultiplicativeDecay": [
+        {"num_heads": 3},
+        {"num_heads": 2, "relative": MDLRPE, "use_bias": True},
+        {"num_heads": 3, "num_scans": 2, "relative": Rotary},
+        {"num_heads": 2, "num_scans": 4, **ON_GRID},
+    ],
 }
 
 
@@ -40,8 +68,13 @@ def discovered():
 
 
 MIXERS = discovered()
+# The others take a minute or two of compilation in all.
+QUICK = ("SoftmaxAttention-0", "SoftmaxAttention-2", "SoftmaxAttention-3", "LightNetAttention-0")
 CASES = [
-    pytest.param(MIXERS[name], options, id=f"{name}-{i}") for name in MIXERS for i, options in enumerate(VARIANTS[name])
+    pytest.param(MIXERS[name], options, id=case, marks=[pytest.mark.slow] * (case not in QUICK))
+    for name in MIXERS
+    for i, options in enumerate(VARIANTS[name])
+    for case in [f"{name}-{i}"]
 ]
 
 
@@ -54,9 +87,15 @@ def build(mixer_class, options, seed=0):
     return mixer, jax.tree.map(lambda w: 20 * w, params), jnp.asarray(x)
 
 
+@cache
+def compiled(mixer, method):
+    """`mixer.apply` as one program for each kind of arguments, shared by the tests."""
+    return jax.jit(partial(mixer.apply, method=method))
+
+
 def apply(mixer, *arguments, method=None, **options):
     """`mixer.apply`, compiled: one program is much faster to make than its operations one by one."""
-    return jax.jit(partial(mixer.apply, method=method))(*arguments, **options)
+    return compiled(mixer, method)(*arguments, **options)
 
 
 def only(capability):
@@ -74,13 +113,18 @@ def test_every_mixer_has_a_variant():
 
 
 @pytest.mark.parametrize(("mixer_class", "options"), CASES)
-def test_jit_changes_nothing_and_rows_do_not_meet(mixer_class, options):
+def test_rows_do_not_meet(mixer_class, options):
     mixer, params, x = build(mixer_class, options)
     y, _ = apply(mixer, params, x)
-    with jax.disable_jit():
-        close(mixer.apply(params, x)[0], y)
     close(apply(mixer, params, x[1:2])[0], y[1:2])
     assert np.abs(y).max() > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mixer_class", "options"), [case for case in CASES if case.id.endswith("-0")])
+def test_jit_changes_nothing(mixer_class, options):
+    mixer, params, x = build(mixer_class, options)
+    close(mixer.apply(params, x)[0], apply(mixer, params, x)[0])
 
 
 @pytest.mark.parametrize(("mixer_class", "options"), CASES)
@@ -97,15 +141,24 @@ def test_steps_equal_the_whole_sequence(mixer_class, options):
     mixer, params, x = build(mixer_class, options)
     expected, _ = apply(mixer, params, x)
     state = mixer.init_state(BATCH)
-    step = jax.jit(partial(mixer.apply, method="step"))
     for t in range(LENGTH):
-        y, state = step(params, x[:, t], state)
+        y, state = apply(mixer, params, x[:, t], state, method="step")
         close(y, expected[:, t])
 
 
-@pytest.mark.parametrize("split", [1, 4, 10])
 @pytest.mark.parametrize(("mixer_class", "options"), only("state"))
-def test_a_sequence_in_two_parts_equals_the_whole(mixer_class, options, split):
+def test_a_sequence_in_two_parts_equals_the_whole(mixer_class, options):
+    two_parts(mixer_class, options, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [1, 10])
+@pytest.mark.parametrize(("mixer_class", "options"), [case for case in only("state") if case.id.endswith("-0")])
+def test_a_part_may_be_a_single_token(mixer_class, options, split):
+    two_parts(mixer_class, options, split)
+
+
+def two_parts(mixer_class, options, split):
     mixer, params, x = build(mixer_class, options)
     expected, whole = apply(mixer, params, x)
     first, state = apply(mixer, params, x[:, :split])
@@ -145,8 +198,11 @@ def test_masked_tokens_do_not_exist(mixer_class, options):
     mask = jnp.asarray(np.tile(real, (BATCH, 1)))
 
     y, state = apply(mixer, params, poisoned, mask=mask)
-    alone, short = apply(mixer, params, x[:, real])
-    close(y[:, real], alone)
+    if getattr(mixer, "grid", None) is None:
+        alone, short = apply(mixer, params, x[:, real])
+        close(y[:, real], alone)
+    else:  # a grid has no less cells: what stands in them does not matter
+        close(y, apply(mixer, params, x, mask=mask)[0])
     assert np.all(np.asarray(y)[:, ~real] == 0)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(mixer.apply(params, x, mask=mask)[0]))))(poisoned)
     assert np.all(np.asarray(gradient)[:, ~real] == 0) and np.all(np.isfinite(gradient))
@@ -163,7 +219,7 @@ def test_what_is_not_supported_raises(mixer_class, options):
     able = mixer.capabilities
     refused = [name for name in able._fields if not getattr(able, name)]
     for name in refused:
-        with pytest.raises(ValueError, match=f"{mixer_class.__name__}: {name} not supported; it supports .*segments"):
+        with pytest.raises(ValueError, match=f"{mixer_class.__name__}: {name} not supported; it supports .*mask"):
             mixer.require(**{name: True})
     if not able.state:
         state = mixer_class(width=WIDTH, **VARIANTS[mixer_class.__name__][0]).init_state(BATCH)

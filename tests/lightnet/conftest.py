@@ -1,4 +1,4 @@
-"""Most of the time of the tests here is compilation, so only a few are quick.
+"""Most of the time of the tests of models and recurrences is compilation, so only a few are quick.
 
 Of each file the first tests are, each with its first set of parameters; all others are slow.
 """

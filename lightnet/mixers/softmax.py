@@ -1,21 +1,25 @@
-"""Mixers of the LightNet package. Softmax attention is the one that the others are compared with."""
+"""Softmax attention, which the other mixers are compared with."""
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lightnet.backbone import Capabilities, Mixer, partitioned
+from lightnet.backbone import Capabilities, Mixer
+from lightnet.mixers.parts import Relative, into_heads, out_of_heads, paired_key_size, places, zero_masked
 from lightnet.segments import run_index
 from lightnet.typing import Array
 
 
 class AttentionState(NamedTuple):
-    """Keys and values of the tokens read so far in the current run; slots from `length` on are unused."""
+    """Keys and values of the tokens read so far in the current run; slots from `length` on are unused.
 
-    keys: Float[Array, "B S H K"]
+    The keys have their positions in them; M is K, or 2 K with MD-LRPE.
+    """
+
+    keys: Float[Array, "B S H M"]
     values: Float[Array, "B S H K"]
     length: Int[Array, " B"]
 
@@ -33,6 +37,10 @@ class SoftmaxAttention(Mixer):
         use_bias: biases of the two projections.
         out_scale: standard deviation of the output projection's initial values.
         dtype: of the computation; None takes that of the inputs and parameters.
+        relative: constructor of relative encodings, called with `head_size`; None has none.
+        grid: size along each axis where the tokens are cells of a grid, for `relative`; None is a sequence. On a grid
+            there are neither segments nor a state.
+        num_extra: tokens before the grid.
 
     Example:
         >>> attention = SoftmaxAttention(width=4, num_heads=2)
@@ -49,24 +57,23 @@ class SoftmaxAttention(Mixer):
     use_bias: bool = False
     out_scale: float = 0.02
     dtype: Any = None
+    relative: Relative = None
+    grid: tuple[int, ...] | None = None
+    num_extra: int = 0
 
     def setup(self) -> None:
         """Declare the projections into queries, keys and values and back."""
-        if self.width % self.num_heads:
-            raise ValueError(f"num_heads: got {self.num_heads}, expected a divisor of the width {self.width}")
-        into = partitioned(nn.initializers.normal(0.02), "embed", None, "heads", "head_size")
-        back = partitioned(nn.initializers.normal(self.out_scale), "heads", "head_size", "embed")
-        features = (3, self.num_heads, self.width // self.num_heads)
-        self.qkv = nn.DenseGeneral(features, use_bias=self.use_bias, kernel_init=into, dtype=self.dtype)
-        self.out = nn.DenseGeneral(
-            self.width, axis=(-2, -1), use_bias=self.use_bias, kernel_init=back, dtype=self.dtype
-        )
+        self.qkv = into_heads(3, self.width, self.num_heads, self.use_bias, self.dtype)
+        self.out = out_of_heads(self.width, self.out_scale, self.use_bias, self.dtype)
+        if self.relative is not None:
+            self.encoding = self.relative(head_size=self.width // self.num_heads)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Segments and masks always; a state when causal with a cache."""
-        cached = self.causal and self.max_length > 0
-        return Capabilities(causal=self.causal, state=cached, step=cached, segments=True, mask=True)
+        """Masks always, segments of sequences; a state when causal with a cache."""
+        sequence = self.grid is None
+        cached = self.causal and self.max_length > 0 and sequence
+        return Capabilities(causal=self.causal, state=cached, step=cached, segments=sequence, mask=True)
 
     def __call__(
         self,
@@ -90,9 +97,9 @@ class SoftmaxAttention(Mixer):
         Raises:
             ValueError: a state is given to a mixer that keeps none, or the cache is full.
         """
-        self.require(state=state is not None)
-        x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        q, k, v = jnp.unstack(self.qkv(x), axis=2)
+        self.require(state=state is not None, segments=segment_ids is not None)
+        x = zero_masked(x, mask)
+        q, k, v = self._projected(x, None if state is None else state.length, segment_ids, mask)
         plain = state is None and segment_ids is None and mask is None
         run = jnp.zeros(x.shape[:2], jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
         real = jnp.ones(x.shape[:2], bool) if mask is None else mask
@@ -102,8 +109,7 @@ class SoftmaxAttention(Mixer):
             keys, values = jnp.concatenate([state.keys, k], 1), jnp.concatenate([state.values, v], 1)
             visible = jnp.concatenate([_visible_slots(state, run), _visible_tokens(run, real, self.causal)], axis=-1)
         y = self.out(_attend(q, keys, values, visible, is_causal=self.causal and plain))
-        y = y if state is None else _poison_overflow(y, state)
-        y = y if mask is None else jnp.where(mask[..., None], y, 0)
+        y = zero_masked(y if state is None else _poison_overflow(y, state), mask)
         if not self.capabilities.state:
             return y, None
         if state is None:
@@ -115,7 +121,7 @@ class SoftmaxAttention(Mixer):
         """Attend from one token (B, D) to the cache and itself."""
         self.require(step=True)
         self._check_room(state, 1)
-        q, k, v = jnp.unstack(self.qkv(x[:, None]), axis=2)
+        q, k, v = self._projected(x[:, None], state.length)
         one = (x.shape[0], 1)
         state = _extend(state, k, v, jnp.zeros(one, jnp.int32), jnp.ones(one, bool))
         visible = _visible_slots(state, jnp.zeros(one, jnp.int32))
@@ -125,8 +131,20 @@ class SoftmaxAttention(Mixer):
     def init_state(self, batch: int) -> AttentionState:
         """An empty cache for `batch` rows."""
         self.require(state=True)
-        shape = (batch, self.max_length, self.num_heads, self.width // self.num_heads)
-        return AttentionState(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), jnp.zeros(batch, jnp.int32))
+        slots, size = (batch, self.max_length, self.num_heads), self.width // self.num_heads
+        keys = jnp.zeros((*slots, paired_key_size(self.relative, size)), self.dtype)
+        values = jnp.zeros((*slots, size), self.dtype)
+        return AttentionState(keys, values, jnp.zeros(batch, jnp.int32))
+
+    def _projected(
+        self, x: Array, offset: Array | None, segment_ids: Array | None = None, mask: Array | None = None
+    ) -> tuple[Array, ...]:
+        """Queries, keys and values, positions in the first two; the offset is the number of tokens before them."""
+        q, k, v = jnp.unstack(self.qkv(x), axis=2)
+        if self.relative is None:
+            return q, k, v
+        coordinates, _ = places(x, self.grid, self.num_extra, segment_ids=segment_ids, mask=mask, offset=offset)
+        return *self.encoding.pair(q, k, self.encoding(coordinates)), v
 
     def _check_room(self, state: AttentionState, tokens: int) -> None:
         """Refuse what does not fit where the length is known; `_poison_overflow` does what is possible inside jit."""
@@ -138,14 +156,17 @@ class SoftmaxAttention(Mixer):
 
 
 def _attend(
-    q: Float[Array, "B L H K"],
-    keys: Float[Array, "B S H K"],
+    q: Float[Array, "B L H M"],
+    keys: Float[Array, "B S H M"],
     values: Float[Array, "B S H K"],
     visible: Bool[Array, "B L S"] | None,
     is_causal: bool = False,
 ) -> Float[Array, "B L H K"]:
-    mask = None if visible is None else visible[:, None]
-    return jax.nn.dot_product_attention(q, keys, values, mask=mask, is_causal=is_causal)
+    mask, size = None if visible is None else visible[:, None], values.shape[-1]
+    if keys.shape[-1] > size:  # keys of MD-LRPE are; values must be as wide there
+        values = jnp.pad(values, ((0, 0), (0, 0), (0, 0), (0, keys.shape[-1] - size)))
+    o = jax.nn.dot_product_attention(q, keys, values, mask=mask, is_causal=is_causal, scale=1.0 / np.sqrt(size))
+    return o[..., :size]
 
 
 def _poison_overflow(y: Float[Array, "B L D"], state: AttentionState) -> Float[Array, "B L D"]:
@@ -167,7 +188,7 @@ def _visible_slots(state: AttentionState, run: Int[Array, "B L"]) -> Bool[Array,
 
 def _extend(
     state: AttentionState,
-    k: Float[Array, "B L H K"],
+    k: Float[Array, "B L H M"],
     v: Float[Array, "B L H K"],
     run: Int[Array, "B L"],
     real: Bool[Array, "B L"],

@@ -1,11 +1,13 @@
 """Learned absolute positions: a vector for each place."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from lightnet.backbone import partitioned
+from lightnet.positions.coordinates import check_grid
 from lightnet.positions.inputs import AddedPositions, check_positions
 from lightnet.typing import Array
 
@@ -16,8 +18,8 @@ class LearnedAbsolute(AddedPositions):
     On a grid there is a row for each cell, whatever the number of axes; extra tokens have none.
 
     Attributes:
-        length: positions of a sequence; a grid has as many as cells. Beyond them there is no vector: more tokens raise,
-            and give NaN under `jit` where a state hides their number.
+        length: positions of a sequence; a grid has as many as cells. Beyond them there is no vector: a real token there
+            raises, and gives NaN under `jit`.
 
     Example:
         >>> import jax
@@ -31,6 +33,8 @@ class LearnedAbsolute(AddedPositions):
 
     def setup(self) -> None:
         """Declare the table."""
+        if self.grid is not None:
+            check_grid(self.grid)
         rows = self.length if self.grid is None else math.prod(self.grid)
         if rows < 1:
             raise ValueError(f"length: got {self.length}, expected at least 1 position")
@@ -44,3 +48,6 @@ class LearnedAbsolute(AddedPositions):
             places = places * size + coordinates[..., axis]
         check_positions(places, self.table.shape[0])
         return self.table.at[places].get(mode="fill", fill_value=jnp.nan)
+
+    def _parameter_dtype(self) -> Any:
+        return self.table.dtype

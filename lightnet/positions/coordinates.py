@@ -74,7 +74,7 @@ def token_coordinates(
     segment_ids, mask, offset = as_arrays(segment_ids=segment_ids, mask=mask, offset=offset)
     if offset is not None and (offset.ndim != 1 or not jnp.issubdtype(offset.dtype, jnp.integer)):
         raise ValueError(f"offset: got {got(offset)}, expected an integer array (B)")
-    batch = next((len(a) for a in (segment_ids, mask, offset) if a is not None), 1)
+    batch = next((a.shape[0] for a in (segment_ids, mask, offset) if a is not None and a.ndim), 1)
     check_per_token({"B": batch, "L": length}, segment_ids, mask)
     offset = jnp.zeros(batch, jnp.int32) if offset is None else offset.astype(jnp.int32)
     if offset.shape != (batch,):

@@ -12,11 +12,10 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from lightnet.positions.coordinates import check_grid, grid_coordinates, token_coordinates
-from lightnet.scan.checks import check_array, check_per_token
+from lightnet.scan.checks import check_array, check_per_token, got, known
 from lightnet.typing import Array
 
 State = Any
@@ -29,7 +28,8 @@ class InputPositions(nn.Module):
         width: channels D.
         grid: size along each axis, the last being the fastest of the flattened tokens; None is a sequence.
         num_extra: tokens before the grid that have no place on it; they pass unchanged.
-        dtype: of the result; None takes that of the tokens and parameters.
+        dtype: of the computation and the result, whatever that of the tokens; None is the precision of the parameters
+            that are passed in.
     """
 
     width: int
@@ -49,7 +49,7 @@ class InputPositions(nn.Module):
             mask: (B, L), true at real tokens. A masked token takes no position and gives 0, whatever it contains.
 
         Returns:
-            (B, L, D), and the state behind the last token (None on a grid).
+            (B, L, D), and the state behind the last token; None where there is none: on a grid, and in two directions.
 
         Raises:
             ValueError: a shape or kind is another than stated, or something is not supported.
@@ -57,7 +57,18 @@ class InputPositions(nn.Module):
         raise NotImplementedError
 
     def step(self, x: Array, state: State) -> tuple[Array, State]:
-        """Give the next token (B, D) its position."""
+        """Give the next token its position.
+
+        Args:
+            x: (B, D), real tokens.
+            state: behind the tokens before this one, from `init_state`, a whole sequence or an earlier step.
+
+        Returns:
+            (B, D), and the state behind this token.
+
+        Raises:
+            ValueError: a shape or kind is another than stated, or there are no steps.
+        """
         raise NotImplementedError
 
     def init_state(self, batch: int) -> State:
@@ -80,8 +91,17 @@ class InputPositions(nn.Module):
         x = self._cast(x)
         return x if mask is None else jnp.where(mask[..., None], x, 0)
 
+    def _checked_token(self, x: Array) -> Array:
+        """One token (B, D) in the precision of the computation."""
+        self._require_state()
+        check_array("x", x, "B D", {"D": self.width})
+        return self._cast(x)
+
     def _cast(self, x: Array) -> Array:
-        return x if self.dtype is None else x.astype(self.dtype)
+        return x.astype(self._parameter_dtype() if self.dtype is None else self.dtype)
+
+    def _parameter_dtype(self) -> Any:
+        raise NotImplementedError
 
     def _require_state(self) -> None:
         if self.grid is not None:
@@ -102,17 +122,23 @@ class AddedPositions(InputPositions):
         if state is not None:
             self._require_state()
         x = self._checked(x, segment_ids, mask)
+        if state is not None:
+            _check_next_position(state, x.shape[0])
         if self.grid is not None:
             added = jnp.pad(self.embed(grid_coordinates(self.grid)), ((self.num_extra, 0), (0, 0)))
             return _add(x, added[None], mask), None
         coordinates = token_coordinates(x.shape[1], segment_ids=segment_ids, mask=mask, offset=state)
         after = coordinates[:, -1, 0] + (1 if mask is None else mask[:, -1])
+        if mask is not None:
+            # Behind the last real token of a full sequence, the coordinate of a masked one is out of range.
+            coordinates = jnp.where(mask[..., None], coordinates, 0)
         return _add(x, self.embed(coordinates), mask), jnp.broadcast_to(after, x.shape[:1])
 
     def step(self, x: Array, state: Array) -> tuple[Array, Array]:
         """Give the next token (B, D) its position."""
-        self._require_state()
-        return _add(self._cast(x), self.embed(state[:, None]), None), state + 1
+        x = self._checked_token(x)
+        _check_next_position(state, x.shape[0])
+        return _add(x, self.embed(state[:, None]), None), state + 1
 
     def init_state(self, batch: int) -> Array:
         """Position 0."""
@@ -121,13 +147,18 @@ class AddedPositions(InputPositions):
 
 
 def check_positions(coordinates: Array, limit: int) -> None:
-    """Refuse coordinates from `limit` on, where they can be read: under `jit` they cannot.
+    """Refuse coordinates from `limit` on, where this process can read them: under `jit` it cannot.
 
     Raises:
         ValueError: with the largest.
     """
-    if not isinstance(coordinates, jax.core.Tracer) and (last := int(coordinates.max())) >= limit:
+    if known(coordinates) and (last := int(coordinates.max())) >= limit:
         raise ValueError(f"x: got a token at position {last}, expected positions below {limit}")
+
+
+def _check_next_position(state: Array, batch: int) -> None:
+    if getattr(state, "shape", None) != (batch,) or not jnp.issubdtype(state.dtype, jnp.integer):
+        raise ValueError(f"state: got {got(state)}, expected an integer array ({batch},)")
 
 
 def _add(x: Array, added: Array, mask: Array | None) -> Array:

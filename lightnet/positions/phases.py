@@ -33,10 +33,10 @@ def frequencies(size: int, kind: str = "geometric", base: float = 10000.0) -> Ar
     Args:
         size: how many.
         kind: "geometric", base^(-i/size), as in RoPE with its pairs and our default for several axes; "full",
-            base^(-2i/size), so that the second half is slower than any sequence is long; "high", the first half of
-            "full" and 0 for the rest, which has no position; "low", the second half of "full" and 0 for the rest.
-            LightNet's first code is said to use "high" for text, and its comments to find "low" worse.
-        base: ratio of the fastest to the slowest, or its root.
+            base^(-2i/size), whose second half has periods of 2π base tokens and more, 62,832 with the default; "high",
+            our default for one axis, the first half of "full" and 0 for the rest, which has no position; "low", the
+            second half of "full" and 0 for the rest.
+        base: what θ are powers of: "geometric" falls from 1 to base^(-1+1/size), "full" to base^(-2+2/size).
 
     Returns:
         (size,) in the default precision.

@@ -14,6 +14,7 @@ and keys, and takes numbers of similar digits as further candidates; ours adds i
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,17 +32,21 @@ def position_digits(coordinates: ArrayInput, num_digits: int, base: int = 10) ->
 
     Args:
         coordinates: (..., A) integers from 0; what exceeds `num_digits` is cut off.
-        num_digits: digits of each.
+        num_digits: digits of each, base^num_digits being less than 2^31.
         base: of the number system.
 
     Returns:
         (..., A * num_digits) int32.
+
+    Raises:
+        ValueError: there are no digits, or more than an int32 has.
 
     Example:
         >>> position_digits(jnp.array([2, 13]), 2).tolist()
         [0, 2, 1, 3]
     """
     (coordinates,) = as_arrays(coordinates=coordinates)
+    _check_digits(num_digits, base)
     places = jnp.array([base**i for i in reversed(range(num_digits))], jnp.int32)
     leading = (1,) * coordinates.ndim
     digits = coordinates.astype(jnp.int32)[..., None] // places.reshape(*leading, num_digits) % base
@@ -53,7 +58,8 @@ class SeqPE(AddedPositions):
 
     Attributes:
         mixer: of the encoder, a causal one; `functools.partial(SoftmaxAttention, num_heads=4)` is SeqPE's.
-        num_digits: digits of a coordinate. From base^num_digits on, positions raise, and give NaN under `jit`.
+        num_digits: digits of a coordinate. From base^num_digits on, which is less than 2^31, positions raise, and give
+            NaN under `jit`.
         base: of the number system.
         num_layers: of the encoder. The paper's number is not known to us.
         encoder_width: channels of the encoder; None is those of the tokens.
@@ -79,6 +85,7 @@ class SeqPE(AddedPositions):
         """Declare the embeddings of digits and places, the encoder and the projection."""
         if self.mixer is None:
             raise ValueError("mixer: got None, expected a constructor of causal mixers")
+        _check_digits(self.num_digits, self.base)
         width, init = self.encoder_width or self.width, nn.initializers.normal(0.02)
         length = (1 if self.grid is None else len(self.grid)) * self.num_digits
         self.digits = self.param("digits", partitioned(init, None, "embed"), (self.base, width))
@@ -100,6 +107,15 @@ class SeqPE(AddedPositions):
         e = self.out(x[:, -1]).reshape(*coordinates.shape[:-1], self.width)
         fits = (coordinates < self.base**self.num_digits).all(axis=-1, keepdims=True)
         return jnp.where(fits, e, jnp.nan)
+
+    def _parameter_dtype(self) -> Any:
+        return self.digits.dtype
+
+
+def _check_digits(num_digits: int, base: int) -> None:
+    if base < 2 or num_digits < 1 or base**num_digits >= 2**31:
+        got = f"got {num_digits} in base {base}"
+        raise ValueError(f"num_digits: {got}, expected 1 or more in base 2 or more, with base^num_digits below 2^31")
 
 
 def contrastive_loss(pivots: ArrayInput, candidates: ArrayInput, distances: ArrayInput, scale: float = 1.0) -> Array:
@@ -220,8 +236,9 @@ def contrastive_positions(
     corner = jax.random.randint(for_corners, (num_pivots, 1, len(extent)), 0, last[None, None] + 1)
     inside = ((everywhere[None] >= corner) & (everywhere[None] < corner + window)).all(axis=-1)
     windowed = jax.random.bernoulli(for_windows, window_fraction, (num_pivots, 1))
-    # The largest of independent Gumbel variables are a sample without replacement; 1e3 puts the window before the rest.
-    order = jax.random.gumbel(for_order, inside.shape) + jnp.where(inside & windowed, 1e3, 0.0)
+    # The largest of independent uniform variables are a sample without replacement. 1 less, which rounds nothing, puts
+    # what is outside a window behind it.
+    order = jax.random.uniform(for_order, inside.shape) - jnp.where(windowed & ~inside, 1.0, 0.0)
     order = jnp.where(jnp.arange(len(everywhere))[None] == pivots[:, None], -jnp.inf, order)
     return everywhere[pivots], everywhere[jax.lax.top_k(order, num_candidates)[1]]
 

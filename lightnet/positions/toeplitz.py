@@ -102,15 +102,9 @@ def toeplitz_scan(
     check_array("x", x, "B L D", {"D": weights.shape[0]})
     if reverse:
         x, segment_ids, mask = (None if v is None else jnp.flip(v, axis=1) for v in (x, segment_ids, mask))
+    ones = jnp.ones_like(weights)
     y, final = diagonal_ssm(
-        x,
-        decays,
-        weights,
-        jnp.ones_like(weights),
-        initial_state,
-        segment_ids=segment_ids,
-        mask=mask,
-        implementation=implementation,
+        x, decays, weights, ones, initial_state, segment_ids=segment_ids, mask=mask, implementation=implementation
     )
     return (jnp.flip(y, axis=1) if reverse else y), final
 

@@ -1,6 +1,5 @@
 """MD-TPE as a module: the operators of `lightnet.positions.toeplitz` with a norm and a projection for each axis."""
 
-from functools import reduce
 from typing import Any
 
 import flax.linen as nn
@@ -16,9 +15,19 @@ from lightnet.positions.toeplitz import (
     toeplitz_scan,
     toeplitz_step,
 )
+from lightnet.scan.checks import as_arrays
+from lightnet.scan.recurrence import check_state
 from lightnet.typing import Array
 
 KINDS = ("general", "tied")
+
+
+def state_precision(dtype: Any) -> Any:
+    """The precision of kernels and states: float32 at least, and the default one where no dtype is given.
+
+    It does not depend on the parameters, since `init_state` has to know it without them.
+    """
+    return jnp.result_type(float) if dtype is None else jnp.promote_types(dtype, jnp.float32)
 
 
 class ToeplitzAxis(nn.Module):
@@ -44,7 +53,10 @@ class ToeplitzAxis(nn.Module):
             raise ValueError(f"num_heads: got {self.num_heads}, expected a divisor of the width {self.width}")
         directions = ("forward", "backward") if self.bidirectional else ("forward",)
         declare = self._general if self.kind == "general" else self._tied
-        self.kernels = {name: declare(name) for name in directions}
+        kernels = {name: declare(name) for name in directions}
+        self.parameter_dtype = kernels["forward"][0].dtype
+        precision = state_precision(self.dtype)
+        self.kernels = {name: (b.astype(precision), decay.astype(precision)) for name, (b, decay) in kernels.items()}
         scale = partitioned(nn.initializers.ones, "embed")
         # Xavier uniform, times the gain.
         out = nn.initializers.variance_scaling(self.out_gain**2, "fan_avg", "uniform")
@@ -55,7 +67,7 @@ class ToeplitzAxis(nn.Module):
         """Weights (D, N) and decays (1, N) of a sum of N exponentials."""
         spread = np.log(np.linspace(0.03, 1.0, self.rank))
         weights = partitioned(nn.initializers.normal(0.5), "embed", None)
-        p = self.param(f"{direction}_decay", lambda key: jnp.asarray(spread, jnp.float32))
+        p = self.param(f"{direction}_decay", lambda key: jnp.asarray(spread, jnp.result_type(float)))
         return self.param(f"{direction}_weights", weights, (self.width, self.rank)), toeplitz_decays(p)[None]
 
     def _tied(self, direction: str) -> tuple[Array, Array]:
@@ -132,36 +144,45 @@ class MDTPE(InputPositions):
     def __call__(
         self, x: Array, state: Array | None = None, *, segment_ids: Array | None = None, mask: Array | None = None
     ) -> tuple[Array, Array | None]:
-        """See `InputPositions`. The state is (B, D, N), float32 at least; N is 1 for "tied"."""
+        """See `InputPositions`. The state (B, D, N) has the precision of `dtype`, float32 at least."""
         if state is not None:
             self._require_state()
         x = self._checked(x, segment_ids, mask)
         if self.grid is None:
+            state = None if state is None else self._checked_state(state, x.shape[0])
             y, final = self.axis[0](x, state, segment_ids, mask)
             return self._with_tokens(x, y), None if self.bidirectional else final
         cells = x[:, self.num_extra :]
         on_grid = cells.reshape(-1, *self.grid, self.width)
         real = None if mask is None else mask[:, self.num_extra :].reshape(-1, *self.grid)
-        y = reduce(jnp.add, [axis.along(on_grid, r, real) for r, axis in enumerate(self.axis)])
+        y = jnp.asarray(sum(axis.along(on_grid, r, real) for r, axis in enumerate(self.axis)))
         y = self._with_tokens(cells, y.reshape(cells.shape))
         return jnp.concatenate([x[:, : self.num_extra], y], axis=1), None
 
     def step(self, x: Array, state: Array) -> tuple[Array, Array]:
         """Give the next token (B, D) its position."""
-        self._require_state()
-        x = self._cast(x)
-        y, state = self.axis[0].step(x, state)
+        x = self._checked_token(x)
+        y, state = self.axis[0].step(x, self._checked_state(state, x.shape[0]))
         return self._with_tokens(x, y), state
 
     def init_state(self, batch: int) -> Array:
-        """The state before the first token, (B, D, N)."""
+        """The state before the first token, (B, D, N); N is 1 for "tied"."""
         self._require_state()
-        dtype = jnp.result_type(float) if self.dtype is None else jnp.promote_types(self.dtype, jnp.float32)
-        return jnp.zeros((batch, self.width, self.rank if self.kind == "general" else 1), dtype)
+        return jnp.zeros(self._state_shape(batch), state_precision(self.dtype))
 
     def impulse_response(self, axis: int, length: int, direction: str = "forward") -> Array:
         """The kernel t_i of one axis, (length, D), before norm and projection."""
         return toeplitz_kernel(*self.axis[axis].kernels[direction], length)
+
+    def _state_shape(self, batch: int) -> tuple[int, int, int]:
+        return batch, self.width, self.rank if self.kind == "general" else 1
+
+    def _checked_state(self, state: Array, batch: int) -> Array:
+        (state,) = as_arrays(state=state)
+        return check_state("state", state, self._state_shape(batch), state_precision(self.dtype))
+
+    def _parameter_dtype(self) -> Any:
+        return self.axis[0].parameter_dtype
 
     def _with_tokens(self, x: Array, y: Array) -> Array:
         return x + y if self.residual else y
@@ -169,4 +190,4 @@ class MDTPE(InputPositions):
     def _require_state(self) -> None:
         super()._require_state()
         if self.bidirectional:
-            raise ValueError("state: got one for a bidirectional MDTPE, which has no state and no step")
+            raise ValueError("state: a bidirectional MDTPE has no state and no step, only one with bidirectional=False")

@@ -1,6 +1,7 @@
 """The encodings of embedded tokens: what they have in common, MD-TPE's parameters, and learned absolute positions."""
 
 from functools import partial
+from unittest.mock import Mock
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from lightnet.mixers import SoftmaxAttention
 from lightnet.positions import MDTPE, LearnedAbsolute, SeqPE, toeplitz_matrix
+from lightnet.positions.inputs import check_positions
 
 BATCH, WIDTH = 2, 6
 ATTENTION = partial(SoftmaxAttention, num_heads=2)
@@ -26,6 +28,11 @@ ON_GRIDS = {
     "tpe-two-directional": MDTPE(WIDTH, grid=(2, 3), num_extra=1, bidirectional=True),
     "absolute": LearnedAbsolute(WIDTH, grid=(2, 3), num_extra=1),
     "seqpe": SeqPE(WIDTH, mixer=ATTENTION, grid=(2, 3), num_extra=1, num_digits=1, num_layers=1),
+}
+# Both have vectors for 10 positions.
+LIMITED = {
+    "absolute": LearnedAbsolute(WIDTH, length=10),
+    "seqpe": SeqPE(WIDTH, mixer=ATTENTION, num_digits=1, num_layers=1),
 }
 SLOW = ("tpe-tied", "tpe-two-directional", "seqpe")
 
@@ -198,16 +205,96 @@ def test_learned_positions_are_rows_of_the_table():
     close(apply(grid, variables, x)[0], x + variables["params"]["table"][None], 1e-6)
 
 
-@quickly(["absolute", "seqpe"])
-def test_too_many_tokens_raise_and_are_nan_under_jit(name):
-    positions = {"absolute": LearnedAbsolute(WIDTH, length=10), "seqpe": ON_SEQUENCES["seqpe"]}[name]
-    limit = {"absolute": 10, "seqpe": 100}[name]
-    variables, x = build(positions, 2)
-    state = jnp.full(BATCH, limit - 1, jnp.int32)
-    with pytest.raises(ValueError, match=f"x: got a token at position {limit}, expected positions below {limit}"):
-        positions.apply(variables, x, state)
-    y, _ = apply(positions, variables, x, state)
-    assert np.all(np.isfinite(y[:, 0])) and np.all(np.isnan(y[:, 1]))
+@quickly(LIMITED)
+@pytest.mark.parametrize("before", [None, 9])
+def test_too_many_tokens_raise_and_are_nan_under_jit(name, before):
+    positions, fits = LIMITED[name], 10 - (before or 0)
+    variables, x = build(positions, fits + 2)
+    state = None if before is None else jnp.full(BATCH, before, jnp.int32)
+    # The first token is masked, so that all but one of the others have a place.
+    mask = jnp.tile(jnp.arange(fits + 2) > 0, (BATCH, 1))
+    for place, options in ((11, {}), (10, {"mask": mask})):
+        with pytest.raises(ValueError, match=f"x: got a token at position {place}, expected positions below 10"):
+            positions.apply(variables, x, state, **options)
+        y = np.asarray(apply(positions, variables, x, state, **options)[0])
+        end = fits + len(options)
+        assert np.all(np.isfinite(y[:, :end])) and np.all(np.isnan(y[:, end:]))
+
+
+@quickly(LIMITED)
+def test_masked_tokens_behind_the_last_place_are_no_tokens_too_many(name):
+    positions = LIMITED[name]
+    variables, x = build(positions, 13)
+    mask = jnp.tile(jnp.arange(13) < 10, (BATCH, 1))
+    expected, _ = apply(positions, variables, x[:, :10])
+    for run in (positions.apply, partial(apply, positions)):
+        y, state = run(variables, x, mask=mask)
+        close(y[:, :10], expected)
+        assert np.all(y[:, 10:] == 0) and state.tolist() == [10] * BATCH
+
+
+def test_positions_on_the_devices_of_other_processes_are_not_read():
+    elsewhere = Mock(spec=jax.Array, is_fully_addressable=False)
+    elsewhere.max.side_effect = RuntimeError("spans non-addressable devices")
+    check_positions(elsewhere, 10)
+    elsewhere.max.assert_not_called()
+
+
+def precisions(positions, variables, x):
+    """Of a sequence, its state, and a step behind it from the empty state."""
+    sequence = apply(positions, variables, x)
+    step = apply(positions, variables, x[:, 0], positions.init_state(BATCH), method="step")
+    return [y.dtype for y, _ in (sequence, step)], [state.dtype for _, state in (sequence, step)]
+
+
+@quickly(["tpe", "tpe-tied", "absolute", "seqpe"])
+def test_the_result_has_the_precision_of_the_parameters_unless_told(name):
+    positions = ON_SEQUENCES[name]
+    variables, x = build(positions, 3)
+    for given, dtype, expected in [
+        (jnp.float32, None, jnp.float32),
+        (jnp.bfloat16, None, jnp.bfloat16),
+        (jnp.float32, jnp.bfloat16, jnp.bfloat16),
+        (jnp.bfloat16, jnp.float32, jnp.float32),
+    ]:
+        lowered = jax.tree.map(partial(jnp.asarray, dtype=given), variables)
+        for tokens in (x, x.astype(jnp.bfloat16)):
+            results, states = precisions(positions.clone(dtype=dtype), lowered, tokens)
+            assert results == [expected] * 2
+            assert states == [jnp.float32 if name.startswith("tpe") else jnp.int32] * 2
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.float64])
+@pytest.mark.parametrize("parameters", ["as initialised", jnp.float32])
+def test_the_state_under_x64_has_the_precision_of_the_empty_one(dtype, parameters):
+    with jax.enable_x64(True):
+        positions = MDTPE(WIDTH, dtype=dtype)
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((BATCH, 3, WIDTH)))
+        variables = nn.unbox(jax.jit(positions.init)(jax.random.key(0), x))
+        if parameters != "as initialised":
+            variables = jax.tree.map(partial(jnp.asarray, dtype=parameters), variables)
+        result = dtype or (jnp.float64 if parameters == "as initialised" else parameters)
+        state = positions.init_state(BATCH).dtype
+        assert state == (jnp.float64 if dtype is None else jnp.promote_types(dtype, jnp.float32))
+        assert precisions(positions, variables, x) == ([result] * 2, [state] * 2)
+        again = apply(positions, variables, x, positions.init_state(BATCH))
+        assert again[1].dtype == state
+
+
+@pytest.mark.parametrize("name", ["tpe", "absolute"])
+def test_steps_and_states_are_checked(name):
+    positions = ON_SEQUENCES[name]
+    variables, x = build(positions, 3)
+    step, state = partial(positions.apply, variables, method="step"), positions.init_state(BATCH)
+    for bad in (x[:, 0, :1], x[:, :1], x[0, 0]):
+        with pytest.raises(ValueError, match=r"x: got float32.*, expected a float array \(B, D\) = \(.*6\)"):
+            step(bad, state)
+    for bad in (state[:1], state[:, None], state[0], state.astype(jnp.bfloat16)):
+        for call in (partial(step, x[:, 0]), partial(positions.apply, variables, x)):
+            with pytest.raises(
+                ValueError, match=r"state: got .*, expected (float32\[2, 6, 8\]|an integer array \(2,\))"
+            ):
+                call(bad)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +308,21 @@ def test_too_many_tokens_raise_and_are_nan_under_jit(name):
         (ON_GRIDS["absolute"], 7, {"segment_ids": jnp.ones((2, 7), int)}, "segment_ids: got an array, expected None"),
         (ON_GRIDS["seqpe"], 7, {"state": jnp.zeros(2, jnp.int32)}, "state: SeqPE has no state and no step on a grid"),
         (ON_GRIDS["tpe"], 7, {"state": jnp.zeros((2, 6, 8))}, "state: MDTPE has no state and no step on a grid"),
-        (ON_SEQUENCES["tpe-two-directional"], 3, {"state": jnp.zeros((2, 6, 3))}, "state: got one for a bidirectional"),
+        (
+            ON_SEQUENCES["tpe-two-directional"],
+            3,
+            {"state": jnp.zeros((2, 6, 3))},
+            "state: a bidirectional MDTPE has no state",
+        ),
         (ON_SEQUENCES["absolute"], 21, {}, "x: got a token at position 20, expected positions below 20"),
+        (LearnedAbsolute(WIDTH, grid=(0, 3)), 3, {}, r"grid: got \(0, 3\), expected one positive integer or more"),
+        (
+            SeqPE(WIDTH, mixer=ATTENTION, num_digits=10),
+            3,
+            {},
+            "num_digits: got 10 in base 10, expected 1 or more .* 2.31",
+        ),
+        (SeqPE(WIDTH, mixer=ATTENTION, num_digits=0), 3, {}, "num_digits: got 0 in base 10, expected 1 or more"),
         (LearnedAbsolute(WIDTH), 3, {}, "length: got 0, expected at least 1 position"),
         (MDTPE(WIDTH, kind="fast"), 3, {}, "kind: got 'fast', expected one of general, tied"),
         (MDTPE(WIDTH, kind="tied", num_heads=4), 3, {}, "num_heads: got 4, expected a divisor of the width 6"),
@@ -238,3 +338,15 @@ def test_too_many_tokens_raise_and_are_nan_under_jit(name):
 def test_bad_arguments_are_named(positions, length, options, message):
     with pytest.raises(ValueError, match=message):
         positions.init(jax.random.key(0), jnp.zeros((BATCH, length, WIDTH)), **options)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (ON_SEQUENCES["tpe-two-directional"], "state: a bidirectional MDTPE has no state and no step, only one with"),
+        (ON_GRIDS["absolute"], "state: LearnedAbsolute has no state and no step on a grid, only on a sequence"),
+    ],
+)
+def test_what_has_no_state_says_so(positions, message):
+    with pytest.raises(ValueError, match=message):
+        positions.init_state(2)

@@ -309,6 +309,11 @@ def test_angles_are_single_precision_at_least():
         ),
         (lambda: grid_coordinates(()), r"grid: got \(\), expected one positive integer or more"),
         (lambda: token_coordinates(3, mask=np.ones((2, 4), bool)), r"mask: got bool\[2, 4\], expected bool\[2, 3\]"),
+        (
+            lambda: token_coordinates(3, segment_ids=jnp.array(3)),
+            r"segment_ids: got int64\[\], expected integer\[1, 3\]",
+        ),
+        (lambda: token_coordinates(3, mask=np.array(True)), r"mask: got bool\[\], expected bool\[1, 3\]"),
         (lambda: token_coordinates(3, offset=np.zeros((2, 1), int)), r"offset: got int64\[2, 1\], expected an integer"),
         (
             lambda: token_coordinates(3, mask=np.ones((2, 3), bool), offset=np.zeros(3, int)),

@@ -97,6 +97,20 @@ def test_windowed_candidates_are_in_one_window():
     assert np.ptp(np.asarray(candidates), axis=1).mean() > 20
 
 
+def test_a_window_of_everything_is_no_window():
+    """Preferring the window rounds nothing: the order of what is inside stays as it was drawn."""
+    arguments = jax.random.key(6), 4, 2999, (3000,), 3000
+    assert np.array_equal(candidates_of(*arguments, 1.0)[1], candidates_of(*arguments, 0.0)[1])
+
+
+def test_a_full_window_comes_before_the_rest():
+    pivots, candidates = candidates_of(jax.random.key(7), 40, 12, (50,), 5, 1.0)
+    first = np.asarray(candidates)[:, :4, 0]
+    # Of the five in the window the pivot, if it is one of them, is not a candidate.
+    assert np.all(np.ptp(first, axis=1) <= 4)
+    assert np.mean(np.ptp(np.asarray(candidates)[:, 5:, 0], axis=1)) > 20 and pivots.shape == (40, 1)
+
+
 def test_shifted_blocks_are_beyond_the_grid_and_within_the_extent():
     blocks = np.asarray(jax.jit(shifted_blocks, static_argnums=(1, 2, 3))(jax.random.key(5), 200, (2, 3), (5, 6)))
     offsets = blocks - np.asarray(grid_coordinates((2, 3)))[None]
@@ -116,6 +130,10 @@ def test_shifted_blocks_are_beyond_the_grid_and_within_the_extent():
         ),
         (lambda key: shifted_blocks(key, 2, (2, 3), (9,)), r"extent: got \(9,\), expected room"),
         (lambda key: shifted_blocks(key, 2, (2,), (1,)), r"extent: got \(1,\), expected room"),
+        (lambda key: position_digits(np.array([7]), 11), r"num_digits: got 11 in base 10, expected 1 or more"),
+        (lambda key: position_digits(np.array([7]), 31, 2), r"num_digits: got 31 in base 2, expected .* below 2.31"),
+        (lambda key: position_digits(np.array([7]), 0), r"num_digits: got 0 in base 10, expected 1 or more"),
+        (lambda key: position_digits(np.array([7]), 3, 1), r"num_digits: got 3 in base 1, expected .* base 2 or more"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -18,6 +18,8 @@ from experiments.registry import unknown
 from experiments.runs import runs_folder
 from experiments.scan_benchmark import FUNCTIONS
 
+HELP = {"-h", "--help"}
+
 
 @dataclass(frozen=True)
 class LoopFlags:
@@ -55,14 +57,18 @@ class ScanFlags:
         """Check the ranges."""
         if not 1 <= self.repeats <= 10_000:
             raise ValueError(f"repeats: got {self.repeats}, expected 1 to 10000")
-        for name in self.groups:
+        for name in self._named:
             if name not in FUNCTIONS:
                 raise ValueError(f"only: {unknown('function', name, FUNCTIONS)}")
 
     @property
     def groups(self) -> list[str]:
         """The functions that are named, in the order of all."""
-        return list(dict.fromkeys(name.strip() for name in self.only.split(",")))
+        return [name for name in FUNCTIONS if name in self._named]
+
+    @property
+    def _named(self) -> list[str]:
+        return [name.strip() for name in self.only.split(",")]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -77,19 +83,25 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: if there is no such benchmark, or a flag is refused.
     """
-    which = next((word for word in arguments if word in BENCHMARKS), None)
-    if which is not None:
-        arguments = list(arguments)
-        arguments.remove(which)
-        return BENCHMARKS[which][1](arguments)
-    if {"-h", "--help"} & set(arguments):
+    place = _first_word(arguments)
+    if place < len(arguments):
+        which = arguments[place]
+        if which not in BENCHMARKS:
+            raise UserError(unknown("benchmark", which, BENCHMARKS))
+        return BENCHMARKS[which][1]([*arguments[:place], *arguments[place + 1 :]])
+    if HELP & set(arguments):
         purposes = "\n".join(f"  {name:<6}{purpose}" for name, (purpose, _) in BENCHMARKS.items())
         print(f"usage: {PROGRAM} bench BENCHMARK [--help] ...\n\n{purposes}")
         return 0
-    words = [word for word in arguments if not word.startswith("-")]
-    if not words:
-        raise UserError(f"the benchmark is missing; there is: {', '.join(BENCHMARKS)}")
-    raise UserError(unknown("benchmark", words[0], BENCHMARKS))
+    raise UserError(f"the benchmark is missing; there is: {', '.join(BENCHMARKS)}")
+
+
+def _first_word(arguments: Sequence[str]) -> int:
+    """Place of the first word that is no flag and no flag's value, of which every flag but help takes one."""
+    place = 0
+    while place < len(arguments) and arguments[place].startswith("-"):
+        place += 1 if "=" in arguments[place] or arguments[place] in HELP else 2
+    return place
 
 
 def _loop(arguments: Sequence[str]) -> int:
@@ -119,7 +131,7 @@ def _scan(arguments: Sequence[str]) -> int:
     from experiments.scan_benchmark.command import benchmark
 
     folder = flags.out or runs_folder() / "bench" / "scan"
-    return benchmark(folder, flags.groups, flags.repeats, full=flags.preset == "cpu")
+    return benchmark(folder, flags.groups, flags.repeats, tiny=flags.preset == "smoke")
 
 
 def _range(values: Sequence[float]) -> str:

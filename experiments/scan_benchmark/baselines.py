@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from experiments.scan_benchmark.functions import Operands
@@ -107,6 +108,24 @@ def gated_associative(q: Any, k: Any, v: Any, log_decay: Any, state: Any) -> Ope
     value = k[..., None] * v[..., None, :]
     states = associative(jnp.broadcast_to(jnp.exp(log_decay)[..., None], value.shape), value, state)
     return jnp.einsum("blhk,blhkv->blhv", q, states), states[:, -1]
+
+
+def convolved(x: jax.Array, w: jax.Array, bias: jax.Array, state: jax.Array) -> Operands:
+    """`causal_conv` by `lax.conv_general_dilated` with a group for each channel."""
+    width, channels = w.shape
+    padded = jnp.concatenate([state, x], axis=1)
+    layout = ("NLC", "LIO", "NLC")
+    y = lax.conv_general_dilated(
+        padded, w[:, None], (1,), "VALID", dimension_numbers=layout, feature_group_count=channels
+    )
+    return y + bias[None, None], padded[:, padded.shape[1] - width + 1 :]
+
+
+def shifted(x: np.ndarray, w: np.ndarray, bias: np.ndarray, state: np.ndarray) -> Operands:
+    """`causal_conv` in NumPy, a product of the whole sequence for each tap."""
+    padded, length = np.concatenate([state, x], axis=1), x.shape[1]
+    y = bias + sum(tap * padded[:, j : j + length] for j, tap in enumerate(w))
+    return y, padded[:, length:]
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> Operands:

@@ -62,28 +62,31 @@ class Case:
         return f"{self.function.name} {self.shape}"
 
 
-def cases(full: bool = True) -> list[Case]:
+def cases(tiny: bool = False) -> list[Case]:
     """All cases.
 
     Args:
-        full: whether at their full sizes; else at some that show only that everything runs.
+        tiny: whether at sizes that show only that everything runs, the cases that become the same left out.
 
     Returns:
         The cases.
     """
-    found = [*_linear(), *_diagonal(), *_selective(), *_gated(), *_additive()]
-    return found if full else [replace(case, shape=smaller(case.shape)) for case in found]
+    found = [*_linear(), *_diagonal(), *_selective(), *_gated(), *_additive(), *_conv()]
+    if not tiny:
+        return found
+    shrunk = [replace(case, shape=tiny_shape(case.shape)) for case in found]
+    return [case for i, case in enumerate(shrunk) if case.title not in {before.title for before in shrunk[:i]}]
 
 
-def smaller(shape: Shape) -> Shape:
+def tiny_shape(shape: Shape) -> Shape:
     """The same problem at a size that takes no time.
 
     Example:
-        >>> smaller((4, 2048, 1024))
-        (2, 48, 8)
+        >>> tiny_shape((4, 2048, 1024))
+        (2, 20, 8)
     """
-    batch, length, *rest = shape
-    return min(batch, 2), min(length, 48), *(min(size, 8) for size in rest)
+    _, length, *rest = shape
+    return 2, min(length, 20), *(min(size, 8) for size in rest)
 
 
 def _jax(name: str, function: Callable[..., Operands], **settings: Any) -> Peer:
@@ -93,13 +96,17 @@ def _jax(name: str, function: Callable[..., Operands], **settings: Any) -> Peer:
 def _loops(step: Step) -> tuple[Peer, ...]:
     """Python loops: NumPy, which has no backward pass, and torch."""
 
-    def numpy_program(operands: Operands, cotangents: Operands | None) -> Program:
+    return _numpy("NumPy loop", looped(step, np)), Peer("torch loop", partial(loop_program, step))
+
+
+def _numpy(name: str, function: Callable[..., Operands]) -> Peer:
+    def program(operands: Operands, cotangents: Operands | None) -> Program:
         if cotangents is not None:
             raise Missing("no gradients in NumPy")
         arrays = tuple(np.asarray(x) for x in operands)
-        return Program(lambda: looped(step, np)(*arrays))
+        return Program(lambda: function(*arrays))
 
-    return Peer("NumPy loop", numpy_program), Peer("torch loop", partial(loop_program, step))
+    return Peer(name, program)
 
 
 def _linear() -> list[Case]:
@@ -116,11 +123,11 @@ def _linear() -> list[Case]:
     others = (_jax("lax.scan", scanned(step)), _jax("associative_scan", baselines.linear_associative))
     rest = (_jax("vmap(lax.scan)", mapped(step)), *_loops(step))
     full = Peer("the same, a (B, L, D)", _full_decay, temporaries={FORWARD: 1, BOTH: 1})
-    large = (4, 2048, 1024)
+    large, work = (4, 2048, 1024), partial(_linear_work, arrays=3)
     return [
-        Case("linear", functions.LINEAR, large, _linear_work, asked + rest),
-        Case("linear", functions.CONSTANT, large, _constant_work, (full,)),
-        *(Case("linear", functions.LINEAR, s, _linear_work, others + rest) for s in ((1, 4096, 256), (8, 1024, 64))),
+        Case("linear", functions.LINEAR, large, work, asked + rest),
+        Case("linear", functions.CONSTANT, large, partial(_linear_work, arrays=2), (full,)),
+        *(Case("linear", functions.LINEAR, s, work, others + rest) for s in ((1, 4096, 256), (8, 1024, 64))),
     ]
 
 
@@ -161,7 +168,7 @@ def _selective() -> list[Case]:
     )
     return [
         Case("selective", functions.SELECTIVE, (1, 1024, 512, 16), _selective_work, peers),
-        Case("selective", functions.MAMBA, (2, 1024, 768, 16), _selective_work, layer, zero_state=True),
+        Case("selective", functions.MAMBA, (2, 1024, 768, 16), _mamba_work, layer, zero_state=True),
     ]
 
 
@@ -175,8 +182,8 @@ def _gated() -> list[Case]:
     asked = _jax("lax.scan", scanned(step), faster={BOTH: 3}, temporaries={BOTH: 0.1})
     per_head = _jax("lax.scan", scanned(step))
     return [
-        Case("gated", functions.GATED, shape, partial(_matrix_work, arrays=5), (asked, *rest)),
-        Case("gated", functions.PER_HEAD, shape, partial(_matrix_work, arrays=4), (per_head, *rest)),
+        Case("gated", functions.GATED, shape, _gated_work, (asked, *rest)),
+        Case("gated", functions.PER_HEAD, shape, _per_head_work, (per_head, *rest)),
     ]
 
 
@@ -188,7 +195,7 @@ def _additive() -> list[Case]:
         _jax("vmap(lax.scan)", mapped(step)),
         *_loops(step),
     )
-    work = partial(_matrix_work, arrays=4)
+    work = _additive_work
     attention = partial(_jax, "dot_product_attention", baselines.attention, same=False)
     return [
         Case("additive", functions.ADDITIVE, (1, 2048, 4, 64), work, peers),
@@ -197,38 +204,84 @@ def _additive() -> list[Case]:
     ]
 
 
+def _conv() -> list[Case]:
+    peers = (_jax("lax.conv", baselines.convolved), _numpy("NumPy, sum of shifts", baselines.shifted))
+    return [Case("conv", functions.CONV, (2, 1024, 1536, 4), _conv_work, peers)]
+
+
 def _given_gates(operands: Operands, cotangents: Operands | None) -> Program:
     """`gated_linear_attention` with gates that were computed before the clock started."""
     weights = None if cotangents is None else (cotangents[0], cotangents[-1])
     return jax_program(functions.GATED.run, baselines.gates_of(*operands), weights)
 
 
-def _linear_work(shape: Shape, backward: bool) -> Work:
-    elements = math.prod(shape)
-    return Work(4 * elements * (8 if backward else 3), 0, elements * (3 if backward else 1))
+def _over_time(numbers: int, backward: bool) -> float:
+    """Bytes of operands and results; the backward pass has a cotangent for each result, a gradient for each operand."""
+    return 4.0 * numbers * (2 if backward else 1)
 
 
-def _constant_work(shape: Shape, backward: bool) -> Work:
+def _linear_work(shape: Shape, backward: bool, arrays: int) -> Work:
+    """a h + b; backward a dh and dh h."""
     elements = math.prod(shape)
-    return Work(4 * elements * (5 if backward else 2), 0, elements * (3 if backward else 1))
+    return Work(_over_time(arrays * elements, backward), 0, elements * (3 if backward else 1))
 
 
 def _diagonal_work(shape: Shape, backward: bool) -> Work:
-    """Complex: a h, b x and Re(c h) are 8 real products; backward makes h anew (6) and goes through 14 more."""
-    tokens, states = math.prod(shape[:3]), math.prod(shape)
-    return Work(4 * tokens * (5 if backward else 2), 0, states * (28 if backward else 8))
+    """Real products: 4 of a h, 2 each of b x and Re(c h).
 
-
-def _selective_work(shape: Shape, backward: bool) -> Work:
-    """Forward dt A, (dt x) B, the update and the readout; backward makes h anew (3) and takes 9 products more."""
+    Backward 4 each of a dh and dh h, 2 each of c dy, dy h, dh x and Re(b dh).
+    """
     batch, length, channels, states = shape
-    per_channel, per_state, all_states = batch * length * channels, batch * length * states, math.prod(shape)
-    arrays = 8 * per_channel + 6 * per_state if backward else 3 * per_channel + 2 * per_state
-    return Work(4 * arrays, all_states * (2 if backward else 1), all_states * (16 if backward else 4))
+    tokens = batch * length * channels
+    return Work(_over_time(2 * tokens, backward), 0, tokens * states * (24 if backward else 8))
 
 
-def _matrix_work(shape: Shape, backward: bool, arrays: int) -> Work:
-    """A key times a value and a query times a state; backward makes the states anew and has four such products."""
-    elements = math.prod(shape)
-    passes = 3 * arrays - 1 if backward else arrays
-    return Work(4 * elements * passes, elements * (2 if backward else 1), elements * shape[-1] * (7 if backward else 2))
+def _selective_work(shape: Shape, backward: bool, arrays: int = 3) -> Work:
+    """dt A, decay h, (dt x) B and C h; the channels share B and C, and have other `arrays` of their own.
+
+    Backward decay dh, C dy, dy h, dh B, dh (dt x), and dh h of the decay, which is multiplied by it, by A and by dt.
+    """
+    batch, length, channels, states = shape
+    numbers = batch * length * (arrays * channels + 2 * states)
+    return Work(_over_time(numbers, backward), math.prod(shape), math.prod(shape) * (13 if backward else 4))
+
+
+def _mamba_work(shape: Shape, backward: bool) -> Work:
+    """`_selective_work` with z, and an exponential for its gate."""
+    work = _selective_work(shape, backward, arrays=4)
+    return replace(work, exponentials=work.exponentials + math.prod(shape[:3]))
+
+
+def _matrix_work(shape: Shape, backward: bool, numbers: int, exponentials: int) -> Work:
+    """k v and q S; backward q do, S do, dS v and dS k. A decay may be left to q and k, and is not counted.
+
+    Args:
+        shape: (B, L, H, K).
+        backward: whether with gradients.
+        numbers: operands and results of a head at one token.
+        exponentials: of a head at one token.
+    """
+    *tokens, size = shape
+    heads = math.prod(tokens)
+    products = heads * size**2 * (6 if backward else 2)
+    return Work(_over_time(heads * numbers, backward), heads * exponentials, products)
+
+
+def _gated_work(shape: Shape, backward: bool) -> Work:
+    return _matrix_work(shape, backward, 5 * shape[-1], shape[-1])
+
+
+def _per_head_work(shape: Shape, backward: bool) -> Work:
+    return _matrix_work(shape, backward, 4 * shape[-1] + 1, 1)
+
+
+def _additive_work(shape: Shape, backward: bool) -> Work:
+    """Of the exponentials of the decay and of the key one is 1, that of the larger."""
+    return _matrix_work(shape, backward, 4 * shape[-1], shape[-1])
+
+
+def _conv_work(shape: Shape, backward: bool) -> Work:
+    """A product for each tap; backward one for the gradient of the input and one for that of the tap."""
+    batch, length, channels, width = shape
+    elements = batch * length * channels
+    return Work(_over_time(2 * elements, backward), 0, elements * width * (3 if backward else 1))

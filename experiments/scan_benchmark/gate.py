@@ -84,16 +84,20 @@ def _checks(function: Function) -> Iterator[Check]:
     exact = _with_gradients(partial(function.run, implementation="reference"))
     tested = _with_gradients(function.run)
     for dtype, bounds in BOUNDS.items():
+        cotangents = cotangents_of(function.run, _operands(function, function.regimes[0], dtype))
         for regime in function.regimes:
-            random = np.random.default_rng(zlib.crc32(f"{function.name} {regime}".encode()))
-            operands = rounded(function.draw(SIZES[function], regime, random), function, dtype)
-            cotangents = cotangents_of(function.run, operands)
+            operands = _operands(function, regime, dtype)
             values, gradients = tested(operands, cotangents)
             with jax.enable_x64(True):
                 true_values, true_gradients = exact(*map(_double, (operands, cotangents)))
             errors = {"value": _largest(values, true_values), "gradient": _largest(gradients, true_gradients)}
             for kind, error in errors.items():
                 yield Check(function.name, regime, dtype, kind, error, bounds[kind])
+
+
+def _operands(function: Function, regime: str, dtype: str) -> Operands:
+    random = np.random.default_rng(zlib.crc32(f"{function.name} {regime}".encode()))
+    return rounded(function.draw(SIZES[function], regime, random), function, dtype)
 
 
 def _with_gradients(run: Callable[..., Operands]) -> Callable[[Operands, Operands], tuple[Operands, Operands]]:

@@ -1,4 +1,8 @@
-"""Time per token against the length of the sequence, with the number of tokens held constant."""
+"""Time per token against the length of the sequence, with the number of tokens held constant but for the longest.
+
+The longest sequence has more tokens than a call of the others, which take turns: it is timed forward only, and by
+itself. Its ratio to them enters the verdict, and is worth less on a machine whose speed drifts.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +23,7 @@ SIZES: Mapping[str, tuple[Function, tuple[int, ...]]] = {
     "additive": (functions.ADDITIVE, (1, 64)),
 }
 LENGTHS, LONGEST = (1 << 12, 1 << 14, 1 << 16, 1 << 18), 1 << 20
-SMALL_LENGTHS, SMALL_LONGEST = (32, 64), 128
+TINY_LENGTHS, TINY_LONGEST = (32, 64), 128
 MOST = 1.2  # times what a token of the shortest sequence takes
 
 
@@ -44,32 +48,33 @@ class Point:
     wall_ns: float
 
 
-def measure_growth(group: str, repeats: int, full: bool) -> tuple[list[Point], list[Verdict]]:
+def measure_growth(group: str, repeats: int, tiny: bool) -> tuple[list[Point], list[Verdict]]:
     """Time one function at all lengths, which take turns; the longest forward only, by itself and with more tokens.
 
     Args:
         group: one of `SIZES`.
         repeats: calls at each length.
-        full: whether at the full lengths.
+        tiny: whether at lengths that show only that everything runs.
 
     Returns:
         Points and a verdict for each phase.
     """
     function, size = SIZES[group]
-    lengths, longest = (LENGTHS, LONGEST) if full else (SMALL_LENGTHS, SMALL_LONGEST)
-    if not full:
+    lengths, longest = (TINY_LENGTHS, TINY_LONGEST) if tiny else (LENGTHS, LONGEST)
+    if tiny:
         size = tuple(min(n, 8) for n in size)
     points, verdicts = [], []
     for phase in (FORWARD, BOTH):
+        title = f"{function.name}, {lengths[-1]} tokens of {size}"
         shapes = [(lengths[-1] // length, length) for length in lengths]
         found = _points(function, phase, shapes, size, repeats)
         if phase == FORWARD:
             found += _points(function, phase, [(1, longest)], size, repeats)
+            title += f", and {longest} by themselves"
         points += found
         worst = max(found[1:], key=lambda point: point.token_ns)
         what = f"time per token, L {worst.length} over L {lengths[0]}"
-        title = f"{function.name}, {lengths[-1]} tokens of {size}"
-        verdicts.append(Verdict(title, phase, what, worst.token_ns / found[0].token_ns, MOST, False, full))
+        verdicts.append(Verdict(title, phase, what, worst.token_ns / found[0].token_ns, MOST, False, judged=not tiny))
     return points, verdicts
 
 

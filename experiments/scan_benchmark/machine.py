@@ -31,12 +31,14 @@ class Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """What a function cannot do without, whatever its algorithm.
+    """What a function cannot do without: its arrays, and its formula token by token with nothing made twice.
+
+    The bytes are those of every algorithm. One that never makes the states could do with fewer multiply-adds.
 
     Attributes:
-        bytes: operands read once and results written once.
-        exponentials: how many.
-        multiply_adds: how many.
+        bytes: of all arrays over time: operands and cotangents read once, results and gradients written once.
+        exponentials: of each decay or key one, also where the backward pass needs them again.
+        multiply_adds: with one element of a state or one tap; what is done once per token and channel is not counted.
     """
 
     bytes: float

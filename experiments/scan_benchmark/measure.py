@@ -1,8 +1,9 @@
 """Programs and their times: process CPU time and wall, medians, with the competitors in turn.
 
-All run in one process and take turns in blocks of a few calls, because the speed of a shared machine drifts, and a
-ratio of two times is only worth something if both were taken under the same conditions. The first call of a block is
-not measured: it finds the caches and the heap as another program left them, the others as it left them itself.
+All that is compared in a case runs in one process and takes turns in blocks of a few calls, because the speed of a
+shared machine drifts, and a ratio of two times is only worth something if both were taken under the same conditions;
+of the longest sequence of `growth`, which is timed alone, that cannot be said. The first call of a block is not
+measured: it finds the caches and the heap as another program left them, the others as it left them itself.
 
 Ratios are those of CPU time, which other processes on the machine disturb least; the threads of a program add up in it.
 Compile times are CPU times too, and each program is compiled anew.
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.scan_benchmark.functions import Operands
 
@@ -184,11 +186,16 @@ def relative_error(found: Any, expected: Any, floor: float = 0.0) -> float:
 def no_compilation_cache() -> Iterator[None]:
     """Compile everything anew, whatever the environment says, or compile times would be those of reading a file."""
     before = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
+    _use_compilation_cache(False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        _use_compilation_cache(before)
+
+
+def _use_compilation_cache(used: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", used)
+    compilation_cache.reset_cache()  # or JAX goes on as it decided when it compiled for the first time
 
 
 def _count(seconds: float, repeats: int) -> int:

@@ -15,7 +15,7 @@ from experiments.scan_benchmark.gate import Check
 from experiments.scan_benchmark.growth import Point
 from experiments.scan_benchmark.machine import Rates
 from experiments.scan_benchmark.measure import FORWARD
-from experiments.scan_benchmark.speed import Row, Verdict
+from experiments.scan_benchmark.speed import DIFFERENT, FASTER, Row, Verdict
 
 
 @dataclass
@@ -70,8 +70,8 @@ def case_table(rows: Sequence[Row], verdicts: Sequence[Verdict], repeats: int) -
     Returns:
         A title and a table for each phase.
     """
-    asked = {(v.phase, v.quantity.removeprefix("times faster than ")): v for v in verdicts}
-    header = ["program", "CPU ms", "wall ms", "temporaries MB", "compile s", "ratio", "asked", "verdict"]
+    asked = {(v.phase, v.peer): v for v in verdicts if v.quantity == FASTER}
+    header = ["program", "CPU ms", "wall ms", "temp. MB", "compile s", "error", "ratio", "asked", "verdict"]
     tables = []
     for phase in dict.fromkeys(row.phase for row in rows):
         lines = [_line(row, asked.get((phase, row.program)), repeats) for row in rows if row.phase == phase]
@@ -109,9 +109,9 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     rows = [
         [
             f"{v.case}, {v.phase}",
-            v.quantity,
+            v.what,
             _number(v.measured),
-            f"{'>=' if v.at_least else '<='} {v.asked:.3g}",
+            f"{'>=' if v.at_least else '<='} {_number(v.asked)}",
             v.word,
         ]
         for v in verdicts
@@ -136,7 +136,7 @@ def rates_line(rates: Rates) -> str:
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Write `result.json` and, if there are any points, `time_per_token.png`.
+    """Write `result.json` and, if there are any points, `time_per_token.png`; that of another report is removed.
 
     Args:
         report: everything.
@@ -145,15 +145,17 @@ def write(report: Report, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    files = [make_folder(folder) / "result.json"]
+    folder = make_folder(folder)
+    files, figure = [folder / "result.json"], folder / "time_per_token.png"
+    figure.unlink(missing_ok=True)
     # A verdict is a word of the record, not to be worked out again by who reads it.
     verdicts = [{**asdict(verdict), "verdict": verdict.word} for verdict in report.verdicts]
     checks = [{**asdict(check), "passed": check.passed} for check in report.checks]
     found = {**asdict(report), "checks": checks, "verdicts": verdicts, "environment": _environment()}
     write_json(files[0], found)
     if report.points:
-        files.append(folder / "time_per_token.png")
-        atomic_write_bytes(files[1], _figure(report.points))
+        files.append(figure)
+        atomic_write_bytes(figure, _figure(report.points))
     return files
 
 
@@ -164,13 +166,16 @@ def _environment() -> dict[str, Any]:
 def _line(row: Row, verdict: Verdict | None, repeats: int) -> list[str]:
     """One program of a case."""
     if row.timing is None:
-        return [row.program, *[""] * 6, row.note]
+        return [row.program, *[""] * 7, row.note]
     times = f"{row.timing.cpu_ms:.2f}", f"{row.timing.wall_ms:.2f}"
     temporaries = "" if row.temporaries is None else f"{row.temporaries / 1e6:.2f}"
     compiling = "" if row.compile_seconds is None else f"{row.compile_seconds:.2f}"
     few = f"(of {row.timing.calls} calls)" if row.timing.calls < repeats else ""
-    asked = ("", few) if verdict is None else (f"{verdict.asked:g}", f"{verdict.word} {few}".strip())
-    return [row.program, *times, temporaries, compiling, f"{row.ratio:.2f}", *asked]
+    difference = "" if row.difference is None else f"{row.difference:.0e}"
+    # Also a peer of whom nothing is asked may turn out to be none.
+    word = verdict.word if verdict else DIFFERENT if row.differs else ""
+    asked = "" if verdict is None else _number(verdict.asked)
+    return [row.program, *times, temporaries, compiling, difference, f"{row.ratio:.2f}", asked, f"{word} {few}".strip()]
 
 
 def _number(value: float | None) -> str:
@@ -183,7 +188,7 @@ def _floor(verdict: Verdict) -> Iterable[str]:
     peer_ms = verdict.measured * verdict.ours_ms
     parts = [f"{kind.replace('_', '-')} {ms:.2f} ms ({peer_ms / ms:.3g})" for kind, ms in verdict.floor.items() if ms]
     return [
-        f"{verdict.case}, {verdict.phase}: ours {verdict.ours_ms:.2f} ms ({verdict.measured:.3g} {verdict.quantity}); "
+        f"{verdict.case}, {verdict.phase}: ours {verdict.ours_ms:.2f} ms ({verdict.measured:.3g} {verdict.what}); "
         f"at the rates of this machine {', '.join(parts)}"
     ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from experiments.scan_benchmark.measure import (
 OURS = "ours"
 COMPILE_SECONDS = 5.0  # at most, forward and backward
 IGNORED = 0.01  # of the operands; so much may be loop counters and states
+SAME = 1e-4  # the largest relative difference of two programs that compute the same in float32
+FASTER = "times faster than"
+DIFFERENT = "computes something else"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Row:
     difference: float | None = None
     note: str = ""
 
+    @property
+    def differs(self) -> bool:
+        """Whether it should compute what ours does and does not; NaN does not."""
+        return self.difference is not None and not self.difference <= SAME
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -61,43 +70,54 @@ class Verdict:
         case: title.
         phase: forward, or forward and backward.
         quantity: what is measured.
-        measured: None where the peer cannot run.
-        asked: the bound.
+        measured: None where the peer cannot run, or it cannot be known.
+        asked: the bound; None where it cannot be known.
         at_least: whether it is a lower bound.
+        peer: whom it is compared with; None for what ours is asked alone.
         judged: whether the size is one that the number was asked for.
         floor: milliseconds of each kind of work at the rates of this machine, for what is a time.
         ours_ms: our CPU time, beside the floor.
+        trouble: what makes any number worthless, in words: the verdict then.
     """
 
     case: str
     phase: str
     quantity: str
     measured: float | None
-    asked: float
+    asked: float | None
     at_least: bool
+    peer: str | None = None
     judged: bool = True
     floor: dict[str, float] | None = None
     ours_ms: float | None = None
+    trouble: str = ""
+
+    @property
+    def what(self) -> str:
+        """The quantity and the peer."""
+        return self.quantity if self.peer is None else f"{self.quantity} {self.peer}"
 
     @property
     def word(self) -> str:
         """The verdict."""
-        if self.measured is None:
-            return "no peer"
+        if self.trouble:
+            return self.trouble
+        if self.measured is None or self.asked is None:
+            return "unknown"
         if not self.judged:
             return "too small"
         reached = self.measured >= self.asked if self.at_least else self.measured <= self.asked
         return "reached" if reached else "not reached"
 
 
-def measure_case(case: Case, rates: Rates, repeats: int, full: bool) -> tuple[list[Row], list[Verdict]]:
+def measure_case(case: Case, rates: Rates, repeats: int, tiny: bool) -> tuple[list[Row], list[Verdict]]:
     """Time a case forward, and forward and backward.
 
     Args:
         case: which.
         rates: of this machine.
         repeats: calls of each program.
-        full: whether its size is the one that numbers are asked for.
+        tiny: whether its size is another than the one that numbers are asked for.
 
     Returns:
         Rows, ours first in each phase, and verdicts.
@@ -112,7 +132,7 @@ def measure_case(case: Case, rates: Rates, repeats: int, full: bool) -> tuple[li
         found = _phase(case, phase, operands, cotangents, repeats)
         floor = floors(case.work(case.shape, phase == BOTH), rates)
         rows += found
-        verdicts += _verdicts(case, phase, found, sum(x.nbytes for x in operands), floor, full)
+        verdicts += _verdicts(case, phase, found, sum(x.nbytes for x in operands), floor, tiny)
     return rows, verdicts
 
 
@@ -147,25 +167,34 @@ def _phase(case: Case, phase: str, operands: Operands, cotangents: Operands | No
 
 
 def _verdicts(
-    case: Case, phase: str, rows: Sequence[Row], operand_bytes: int, floor: dict[str, float], full: bool
+    case: Case, phase: str, rows: Sequence[Row], operand_bytes: int, floor: dict[str, float], tiny: bool
 ) -> list[Verdict]:
     by_name = {row.program: row for row in rows}
     ours = by_name[OURS]
-    assert ours.timing is not None and ours.temporaries is not None and ours.compile_seconds is not None
+    ours_ms = None if ours.timing is None else ours.timing.cpu_ms
     found = []
     for peer in case.peers:
         row = by_name[peer.name]
+        about = partial(Verdict, case.title, phase, peer=peer.name, judged=not tiny, trouble=_trouble(row))
         if phase in peer.faster:
-            what = f"times faster than {peer.name}"
             bound = peer.faster[phase]
-            found.append(Verdict(case.title, phase, what, row.ratio, bound, True, full, floor, ours.timing.cpu_ms))
+            found.append(about(FASTER, row.ratio, bound, at_least=True, floor=floor, ours_ms=ours_ms))
         if phase in peer.temporaries:
             fraction = peer.temporaries[phase]
-            what = f"MB of temporaries, {fraction:.0%} of {peer.name}"
-            bound = (fraction * (row.temporaries or 0) + IGNORED * operand_bytes) / 1e6
-            megabytes = None if row.temporaries is None else ours.temporaries / 1e6
-            found.append(Verdict(case.title, phase, what, megabytes, bound, False, full))
+            what = f"MB of temporaries, {fraction:.0%} of"
+            most = None if row.temporaries is None else fraction * row.temporaries + IGNORED * operand_bytes
+            found.append(about(what, _megabytes(ours.temporaries), _megabytes(most), at_least=False))
     if phase == BOTH:
         what = "CPU seconds to compile"
-        found.append(Verdict(case.title, phase, what, ours.compile_seconds, COMPILE_SECONDS, False, True))
+        found.append(Verdict(case.title, phase, what, ours.compile_seconds, COMPILE_SECONDS, at_least=False))
     return found
+
+
+def _trouble(row: Row) -> str:
+    if row.timing is None:
+        return "no peer"
+    return DIFFERENT if row.differs else ""
+
+
+def _megabytes(size: float | None) -> float | None:
+    return None if size is None else size / 1e6

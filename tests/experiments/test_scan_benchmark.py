@@ -1,15 +1,20 @@
 """The benchmark refuses what is not exact, measures what it says and tells what is missing; no test knows a time."""
 
 import dataclasses
+import itertools
 import json
+import math
 import sys
-import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+from experiments.commands import bench
+from experiments.commands.bench import ScanFlags
 from experiments.scan_benchmark import FUNCTIONS, baselines, cases, functions, gate, growth, measure, report, speed
 from experiments.scan_benchmark.machine import Rates, Work, floors
 from experiments.scan_benchmark.measure import (
@@ -19,6 +24,7 @@ from experiments.scan_benchmark.measure import (
     Timing,
     cotangents_of,
     jax_program,
+    no_compilation_cache,
     relative_error,
     take_turns,
 )
@@ -44,7 +50,7 @@ def drawn(function, length=9):
 
 
 def linear_cases():
-    return [case for case in cases.cases(full=False) if case.group == "linear"]
+    return [case for case in cases.cases(tiny=True) if case.group == "linear"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,7 @@ def test_a_wrong_implementation_is_not_timed(wrong, call, monkeypatch, tmp_path)
 
 def test_everything_is_in_the_report(call, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.scan_benchmark.command.check", lambda chosen: [])
-    monkeypatch.setattr("experiments.scan_benchmark.command.cases", lambda full: linear_cases()[1:2])
+    monkeypatch.setattr("experiments.scan_benchmark.command.cases", lambda tiny: linear_cases()[1:2])
     command = (
         "bench",
         "scan",
@@ -94,18 +100,18 @@ def test_everything_is_in_the_report(call, tmp_path, monkeypatch):
     assert (status, err) == (0, "")
     told = json.loads((tmp_path / "a" / "b" / "result.json").read_text())
     assert set(told) == {"settings", "rates", "checks", "rows", "points", "verdicts", "environment"}
-    assert told["settings"] == {"only": ["linear"], "repeats": 1, "full": False}
+    assert told["settings"] == {"only": ["linear"], "repeats": 1, "tiny": True}
     assert {(row["phase"], row["program"]) for row in told["rows"]} == {
         (phase, program) for phase in (FORWARD, BOTH) for program in ("ours", "the same, a (B, L, D)")
     }
     for row in told["rows"]:
         assert row["timing"]["cpu_ms"] > 0 and row["timing"]["wall_ms"] > 0 and row["compile_seconds"] > 0
         assert row["temporaries"] >= 0 and row["difference"] < 1e-5
-    assert {point["length"] for point in told["points"]} == {*growth.SMALL_LENGTHS, growth.SMALL_LONGEST}
+    assert {point["length"] for point in told["points"]} == {*growth.TINY_LENGTHS, growth.TINY_LONGEST}
     assert {verdict["verdict"] for verdict in told["verdicts"]} <= {"too small", "reached", "not reached"}
     assert told["environment"]["cpus"] > 0 and "jax" in told["environment"]["versions"]
     assert (tmp_path / "a" / "b" / "time_per_token.png").read_bytes().startswith(b"\x89PNG")
-    assert "linear_scan, constant decay (2, 48, 8), forward + backward" in out
+    assert "linear_scan, constant decay (2, 20, 8), forward + backward" in out
     assert max(map(len, out.splitlines())) <= 110
 
 
@@ -116,7 +122,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     transformers = next(peer for peer in mamba.peers if peer.name == "transformers")
     case = linear_cases()[0]
     peers = (transformers, *(peer for peer in case.peers if "loop" in peer.name))
-    rows, verdicts = speed.measure_case(dataclasses.replace(case, peers=peers), RATES, repeats=1, full=True)
+    rows, verdicts = speed.measure_case(dataclasses.replace(case, peers=peers), RATES, repeats=1, tiny=False)
     missing = "torch is not installed"
     assert {(row.program, row.note) for row in rows if row.phase == BOTH} == {
         ("ours", ""),
@@ -124,7 +130,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
         ("NumPy loop", "no gradients in NumPy"),
         ("torch loop", missing),
     }
-    assert next(verdict for verdict in verdicts if "transformers" in verdict.quantity).word == "no peer"
+    assert next(verdict for verdict in verdicts if verdict.peer == "transformers").word == "no peer"
     table = report.case_table(rows, verdicts, repeats=1)
     assert table.count(missing) == 4
 
@@ -159,6 +165,14 @@ def test_associative_scans_are_the_functions(function, run):
         assert relative_error(found, true) < 2e-6
 
 
+def test_convolutions_are_the_function():
+    operands = drawn(functions.CONV)
+    expected = functions.CONV.run(*operands)
+    for run in (baselines.convolved, lambda *x: baselines.shifted(*map(np.asarray, x))):
+        for found, true in zip(run(*operands), expected, strict=True):
+            assert relative_error(found, true) < 2e-6
+
+
 @pytest.mark.slow
 def test_gates_of_additive_give_its_outputs():
     operands = drawn(functions.ADDITIVE)
@@ -179,25 +193,63 @@ def test_a_program_takes_all_cotangents_and_gives_all_gradients():
     assert relative_error(without[2], gradients[2]) > 1e-3
 
 
-def test_programs_compile_anew_each_time(monkeypatch):
-    traced = []
+@pytest.fixture
+def compiled(tmp_path):
+    """Files of compiled programs, of which JAX keeps all that it compiles."""
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield lambda: [path for path in tmp_path.glob("compiled/*") if not path.name.endswith("-atime")]
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
+
+def test_programs_compile_anew_each_time(compiled):
     def function(x):
-        traced.append(1)
         return (x + 1,)
 
-    for _ in range(2):
-        jax_program(function, (jnp.ones(3),))
-    assert len(traced) == 2
+    operands = (jnp.ones(3),)
+
+    def kept():
+        for path in compiled():
+            path.unlink()
+        jax_program(function, operands)
+        return len(compiled())
+
+    # What was found in memory would leave no file the second time.
+    assert kept() == kept() == 1
+    with no_compilation_cache():
+        assert kept() == 0
+    assert kept() == 1
 
 
 def test_turns_and_medians(monkeypatch):
-    order = []
-    timings = take_turns([lambda: order.append("a"), lambda: order.append("b")], repeats=7)
-    assert [timing.calls for timing in timings] == [7, 7]
-    assert "".join(order) == "ab" + 3 * "aaabbb" + "aabb"  # warm-up; then one call that is not measured, and two
-    slow, fast = take_turns([lambda: time.sleep(0.02), lambda: None], repeats=4)
-    assert slow.wall_ms >= 20 > slow.cpu_ms and fast.wall_ms < slow.wall_ms
+    now, order = SimpleNamespace(cpu=0.0, wall=0.0), []
+    clock = SimpleNamespace(process_time=lambda: now.cpu, perf_counter=lambda: now.wall)
+    monkeypatch.setattr(measure, "time", clock)
+
+    def program(name, walls):
+        def run():
+            order.append(name)
+            wall = next(walls)
+            now.cpu, now.wall = now.cpu + wall / 4, now.wall + wall
+
+        return run
+
+    timings = take_turns(
+        [program("a", itertools.count(1 / 64, 1 / 64)), program("b", itertools.repeat(2.0))], repeats=7
+    )
+    assert "".join(order) == "ab" + 3 * "aaabb" + "aab"  # first calls; then one that is not measured if it is short
+    # Of a: first call 1, not measured 2, 5, 8 and 11; the median of 3, 4, 6, 7, 9, 10 and 12 sixty-fourths.
+    assert timings == [Timing(250 * 7 / 64, 1000 * 7 / 64, 250 * 3 / 64, 7), Timing(500.0, 2000.0, 500.0, 7)]
     patience = measure.FEWEST * 10.0 + 1
     monkeypatch.setattr(measure, "PATIENCE", patience)
     firsts = [measure.Seconds(1.0, wall) for wall in (0.1, 10.0, 11.0)]
@@ -205,22 +257,78 @@ def test_turns_and_medians(monkeypatch):
     assert [timing.calls for timing in called] == [8, 3, 1] and called[2].cpu_ms == 1000
 
 
-def test_verdicts_by_hand():
+OURS = speed.Row("case", FORWARD, "ours", Timing(2.0, 2.0, 2.0, 20), 400, 1.0, 1.0)
+
+
+def verdicts_of(ours=OURS, tiny=False, **other):
+    """Of a peer that should be 3 times slower and have twice the temporaries, where operands have 1000 bytes."""
     peer = cases.Peer("peer", lambda *_: Program(lambda: None), {FORWARD: 3.0}, {FORWARD: 0.5})
+    row = dataclasses.replace(OURS, program="peer", **{"temporaries": 780, "ratio": 3.0, "difference": 1e-6} | other)
     case = dataclasses.replace(linear_cases()[0], peers=(peer,))
-    timing = Timing(2.0, 2.0, 2.0, 20)
-    ours = speed.Row("case", FORWARD, "ours", timing, 400, 1.0, 1.0)
-    for ratio, temporaries, words in ((3.0, 780, ["reached"] * 2), (2.9, 779, ["not reached"] * 2)):
-        other = speed.Row("case", FORWARD, "peer", timing, temporaries, 1.0, ratio)
-        found = speed._verdicts(case, FORWARD, [ours, other], 1000, {"copy": 1.0}, full=True)
-        assert [verdict.word for verdict in found] == words
-    other = dataclasses.replace(other, temporaries=0)
-    small = dataclasses.replace(ours, temporaries=10)  # below a hundredth of the operands
-    assert speed._verdicts(case, FORWARD, [small, other], 1000, {"copy": 1.0}, full=True)[1].word == "reached"
-    assert speed._verdicts(case, FORWARD, [ours, other], 1000, {"copy": 1.0}, full=False)[1].word == "too small"
-    slow = dataclasses.replace(ours, phase=BOTH, compile_seconds=5.1)
-    found = speed._verdicts(dataclasses.replace(case, peers=()), BOTH, [slow], 1000, {}, full=True)
+    found = speed._verdicts(case, FORWARD, [ours, row], 1000, {"copy": 1.0}, tiny)
+    return [verdict.word for verdict in found], report.case_table([ours, row], found, 20), report.verdict_table(found)
+
+
+def test_verdicts_by_hand():
+    assert verdicts_of()[0] == ["reached"] * 2
+    assert verdicts_of(ratio=2.9, temporaries=779)[0] == ["not reached"] * 2
+    small = dataclasses.replace(OURS, temporaries=10)  # a hundredth of the operands
+    assert verdicts_of(small, temporaries=0)[0] == ["reached"] * 2
+    assert verdicts_of(tiny=True)[0] == ["too small"] * 2
+    slow = dataclasses.replace(OURS, phase=BOTH, compile_seconds=5.1)
+    found = speed._verdicts(dataclasses.replace(linear_cases()[0], peers=()), BOTH, [slow], 1000, {}, tiny=False)
     assert [(v.quantity, v.word) for v in found] == [("CPU seconds to compile", "not reached")]
+
+
+def test_a_peer_that_computes_something_else_is_not_beaten():
+    for difference in (2e-4, math.nan):
+        words, table, _ = verdicts_of(difference=difference)
+        assert words == ["computes something else"] * 2 and "computes something else" in table
+    words, table, _ = verdicts_of(difference=5e-5)
+    assert words == ["reached"] * 2 and "5e-05" in table
+    assert verdicts_of(difference=None)[0] == ["reached"] * 2  # another function, and meant to be
+
+
+def test_temporaries_that_nobody_knows_are_unknown_and_not_a_missing_peer():
+    for found in (verdicts_of(temporaries=None), verdicts_of(dataclasses.replace(OURS, temporaries=None))):
+        assert found[0] == ["reached", "unknown"] and "unknown" in found[2]
+    assert verdicts_of(timing=None, ratio=None, temporaries=None)[0] == ["no peer"] * 2
+
+
+@pytest.mark.parametrize("case", cases.cases(tiny=True), ids=lambda case: case.title)
+def test_the_bytes_of_a_floor_are_those_of_the_arrays_over_time(case):
+    operands = functions.rounded(
+        case.function.draw(case.shape, case.function.regimes[0], np.random.default_rng(0)), case.function, np.float32
+    )
+    outputs = jax.eval_shape(case.function.run, *operands)
+    arrays = [x for x in (*operands, *outputs) if x.ndim > 1 and x.shape[1] == case.shape[1]]
+    forward, both = case.work(case.shape, False), case.work(case.shape, True)
+    assert forward.bytes == sum(4 * x.size for x in arrays)
+    assert both.bytes == 2 * forward.bytes and both.exponentials == forward.exponentials
+
+
+def test_products_and_exponentials_of_a_floor_by_hand():
+    batch, length, size, heads = 3, 7, 5, 2
+    shapes = {len(shape): shape for shape in ((batch, length, size), (batch, length, heads, size))}
+    tokens = batch * length
+    expected = {  # exponentials; multiply-adds forward, and with the backward pass
+        functions.LINEAR: (0, tokens * size, 3 * tokens * size),
+        functions.SELECTIVE: (tokens * heads * size, 4 * tokens * heads * size, 13 * tokens * heads * size),
+        functions.MAMBA: (tokens * heads * (size + 1), 4 * tokens * heads * size, 13 * tokens * heads * size),
+        functions.PER_HEAD: (tokens * heads, 2 * tokens * heads * size**2, 6 * tokens * heads * size**2),
+        functions.GATED: (tokens * heads * size, 2 * tokens * heads * size**2, 6 * tokens * heads * size**2),
+    }
+    for function, numbers in expected.items():
+        case = next(case for case in cases.cases() if case.function is function)
+        forward, both = (case.work(shapes[len(case.shape)], backward) for backward in (False, True))
+        assert (forward.exponentials, forward.multiply_adds, both.multiply_adds) == numbers
+
+
+def test_a_figure_of_another_report_does_not_stay(tmp_path):
+    points = [growth.Point("f", FORWARD, 1, length, 1.0, 1.0) for length in (8, 16)]
+    assert len(report.write(report.Report({}, points=points), tmp_path)) == 2
+    assert [path.name for path in report.write(report.Report({}), tmp_path)] == ["result.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_floors_by_hand():
@@ -239,18 +347,33 @@ def test_growth_holds_the_tokens_constant_and_repeats_a_period(monkeypatch):
         return [growth.Point("f", phase, batch, length, length / 1000, 1.0) for batch, length in shapes]
 
     monkeypatch.setattr(growth, "_points", points)
-    _, verdicts = growth.measure_growth("linear", 1, full=True)
+    _, verdicts = growth.measure_growth("linear", 1, tiny=False)
     assert {batch * length for _, shapes in seen for batch, length in shapes if length < 1 << 20} == {1 << 18}
     assert [phase for phase, shapes in seen if (1, 1 << 20) in shapes] == [FORWARD]
     assert [verdict.word for verdict in verdicts] == ["not reached"] * 2
     assert [verdict.measured for verdict in verdicts] == [256, 64]
+    assert ["262144 tokens" in v.case and "1048576 by themselves" in v.case for v in verdicts] == [True, False]
 
 
 def test_the_groups_are_those_of_the_command_and_each_is_gated():
     assert tuple(gate.GROUPS) == FUNCTIONS
     assert {function for group in gate.GROUPS.values() for function in group} == set(gate.SIZES)
-    timed = {case.group: case.function for case in cases.cases()}
-    assert all(function in gate.SIZES for function in timed.values()) and set(growth.SIZES) <= set(FUNCTIONS)
+    assert {case.function for case in cases.cases()} == set(gate.SIZES)
+    for tiny in (False, True):
+        assert {case.group for case in cases.cases(tiny)} == set(FUNCTIONS)
+    titles = [case.title for case in cases.cases(tiny=True)]
+    assert len(titles) == len(set(titles)) and set(growth.SIZES) <= set(FUNCTIONS)
+
+
+def test_the_first_word_is_the_benchmark_and_groups_keep_their_order(call, refused, monkeypatch):
+    for name, flags in (("scan", "--preset smoke --out loop"), ("loop", "--pairs 1")):
+        called = []
+        monkeypatch.setitem(bench.BENCHMARKS, name, ("", lambda words, called=called: called.append(words) or 0))
+        assert call("bench", *flags.split(), name)[0] == call("bench", name, *flags.split())[0] == 0
+        assert called == [flags.split()] * 2
+    assert "benchmark is missing" in refused(call("bench", "--out", "loop"))
+    assert "unknown benchmark" in refused(call("bench", "--out=loop", "sca"))
+    assert ScanFlags(only="gated,linear, gated").groups == ["linear", "gated"]
 
 
 def test_mistakes_are_one_line(call, refused):
@@ -267,6 +390,6 @@ def test_every_case_runs(call, tmp_path):
     status, out, _ = call("bench", "scan", "--preset", "smoke", "--repeats", "1", "--out", tmp_path)
     assert status == 0, out
     told = json.loads((tmp_path / "result.json").read_text())
-    assert {row["case"] for row in told["rows"]} == {case.title for case in cases.cases(full=False)}
+    assert {row["case"] for row in told["rows"]} == {case.title for case in cases.cases(tiny=True)}
     assert {point["function"] for point in told["points"]} == {function.name for function, _ in growth.SIZES.values()}
     assert all(row["difference"] is None or row["difference"] < 1e-5 for row in told["rows"])

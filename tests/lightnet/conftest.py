@@ -4,8 +4,10 @@ Of each file the first tests are, each with its first set of parameters; all oth
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 FOLDER, QUICK = Path(__file__).parent, 6
@@ -20,3 +22,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if name in names or len(names) >= QUICK:
             item.add_marker(pytest.mark.slow)
         names.add(name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Without most optimisations, but for the scan core, whose tests are about the programs that are run."""
+    jax.config.update("jax_disable_most_optimizations", request.path.parent == FOLDER)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -17,20 +17,21 @@ from tests.lightnet.scan.calls import CALLS
 ROOT = Path(__file__).parents[3]
 
 
-def in_a_process(module, *words):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+def in_a_process(module, *words, **settings):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **settings}
     command = [sys.executable, "-m", module, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
 
-def on_eight_devices(*words):
-    in_a_process("tests.lightnet.scan.on_mesh", *words)
+def on_eight_devices(*words, **settings):
+    in_a_process("tests.lightnet.scan.on_mesh", *words, **settings)
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_split_over_the_mesh_is_the_same(name):
-    on_eight_devices("equal_to_one_device", name)
+    # Both sides of the comparison without most optimisations: nearly all of its time is compilation.
+    on_eight_devices("equal_to_one_device", name, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 
 def test_the_state_that_enters_has_the_same_bits_for_every_number_of_devices_and_both_exchanges():

@@ -1,9 +1,5 @@
 """What `test_sharded` runs in a process of its own: eight virtual devices, and every function of the scan core."""
 
-import os
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
 import re
 import sys
 from collections.abc import Callable

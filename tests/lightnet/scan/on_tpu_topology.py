@@ -1,14 +1,5 @@
 """What `test_tpu_compilation` runs in a process of its own: programs for TPUs, compiled on a machine without any."""
 
-import os
-
-os.environ.update(
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_ACCELERATOR_TYPE="v5litepod-4",
-    TPU_WORKER_HOSTNAMES="localhost",
-    ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # there is no chip that two processes could both want
-)
-
 import math
 import sys
 from typing import Any

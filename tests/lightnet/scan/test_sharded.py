@@ -25,7 +25,8 @@ def in_a_process(module, *words, **settings):
 
 
 def on_eight_devices(*words, **settings):
-    in_a_process("tests.lightnet.scan.on_mesh", *words, **settings)
+    devices = "--xla_force_host_platform_device_count=8"
+    in_a_process("tests.lightnet.scan.on_mesh", *words, XLA_FLAGS=devices, **settings)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -36,7 +36,8 @@ def settings(environment: dict[str, str]) -> dict[str, str]:
 
 def outcome(caches: Path) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(caches)}
+    # One platform by name: a machine that has libtpu without a TPU speaks of it on stderr while JAX looks for the others.
+    environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(caches), "JAX_PLATFORMS": "cpu"}
     return subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
 
 

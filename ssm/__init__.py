@@ -1,1 +1,1 @@
-"""State space models: S4, S5, Mamba and their theory. Nothing is public yet; the name is reserved in the wheel."""
+"""State space models on the scan core: so far Mamba's mixer, `ssm.mamba.Mamba`."""

@@ -9,11 +9,12 @@
 
 All have the fields `relative`, a constructor of relative encodings such as `functools.partial(MDLRPE, axes=2)`, and
 `grid` with `num_extra`, the places of the tokens where they are no sequence. The first three share projections, gate,
-norm and output, and so differ in nothing but how tokens are weighted.
+norm and output (`GatedMixer`), and so differ in nothing but how tokens are weighted.
 """
 
+from lightnet.mixers.gated import GatedMixer, LinearState
 from lightnet.mixers.lightnet import DecayState, LightNetAttention, LightNetState
-from lightnet.mixers.linear import LinearAttention, LinearState
+from lightnet.mixers.linear import LinearAttention
 from lightnet.mixers.multiplicative import MultiplicativeDecay, scan_orders
 from lightnet.mixers.parts import GatedOutput
 from lightnet.mixers.softmax import AttentionState, SoftmaxAttention
@@ -21,6 +22,7 @@ from lightnet.mixers.softmax import AttentionState, SoftmaxAttention
 __all__ = [
     "AttentionState",
     "DecayState",
+    "GatedMixer",
     "GatedOutput",
     "LightNetAttention",
     "LightNetState",

@@ -9,17 +9,17 @@ which of the switches below the paper has on is not known, and the defaults are 
 phantom token. No activation on values and logits, queries are not scaled, H K = D.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lightnet.backbone import Capabilities, Mixer, partitioned
+from lightnet.backbone import Capabilities, partitioned
+from lightnet.mixers.gated import GatedMixer, PerToken
 from lightnet.mixers.normaliser import EMPTY, log_decay, log_normalisers, normaliser_of
-from lightnet.mixers.parts import GatedOutput, Relative, into_heads, places, precision_of_states, zero_masked
+from lightnet.mixers.parts import precision_of_states
 from lightnet.scan import (
     AdditiveState,
     additive_global,
@@ -32,7 +32,6 @@ from lightnet.scan import (
 )
 from lightnet.typing import Array
 
-PerToken = dict[str, Any]  # segment_ids and mask
 DECAYS = ("shared", "vector", "scalar")
 
 
@@ -65,12 +64,10 @@ class Operands(NamedTuple):
     factor: Array | None
 
 
-class LightNetAttention(Mixer):
+class LightNetAttention(GatedMixer):
     """LightNet's mixer, causal or without an order; see the module.
 
     Attributes:
-        width: channels D.
-        num_heads: heads H; a divisor of D.
         causal: whether keys are normalised over the tokens so far instead of over all.
         decay: where the logits a come from. "shared": they are the projection of the keys. "vector": a projection of
             low rank (the head size), and normalised keys are multiplied by silu(W_k x). "scalar": the same with one
@@ -81,18 +78,8 @@ class LightNetAttention(Mixer):
         conv_width: taps of a causal convolution of queries, keys and values, before activations; 0 has none.
         max_segments: of a packed row, without an order; 1 refuses segments. Time grows with it. Under `jit`, further
             segments read 0.
-        activation: of the queries, and of keys that are not logits.
-        gate_activation: of the gate.
-        gate_position: "before" or "after" the norm.
-        gate_rank: None is the head size.
-        norm: constructor of the norm over all channels.
-        use_bias: biases of the projections.
-        relative: constructor of relative encodings, called with `head_size`, for example
-            `functools.partial(MDLRPE, axes=2)`; None has none. They act on normalised keys.
-        grid: size along each axis where the tokens are cells of a grid; None is a sequence.
-        num_extra: tokens before the grid.
-        out_scale: standard deviation of the output kernel's initial values.
-        dtype: of the computation; None takes that of the inputs and parameters. States are float32 at least.
+        activation: of the queries, and of keys that are not logits. This field and the others: see `GatedMixer`.
+            Relative encodings act on normalised keys.
 
     Example:
         >>> from lightnet.positions import MDLRPE
@@ -106,48 +93,32 @@ class LightNetAttention(Mixer):
         (1, 6, 8)
     """
 
-    width: int
-    num_heads: int
     causal: bool = True
     decay: str = "shared"
     normalised: bool = True
     phantom_logit: float | None = None
     conv_width: int = 0
     max_segments: int = 1
-    activation: Callable[[Array], Array] = nn.silu
-    gate_activation: Callable[[Array], Array] = nn.sigmoid
-    gate_position: str = "before"
-    gate_rank: int | None = None
-    norm: Callable[..., nn.Module] = partial(nn.RMSNorm, epsilon=1e-6)
-    use_bias: bool = False
-    relative: Relative = None
-    grid: tuple[int, ...] | None = None
-    num_extra: int = 0
-    out_scale: float = 0.02
-    dtype: Any = None
+
+    state_type: ClassVar[type] = LightNetState
 
     def setup(self) -> None:
         """Declare the projections, the convolution and the output."""
         self._check_switches()
-        self.qkv = into_heads(3, self.width, self.num_heads, self.use_bias, self.dtype)
-        head_size = self.width // self.num_heads
+        super().setup()
         dense = partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
         normal = nn.initializers.normal(0.02)
         if self.decay == "vector":
-            self.decay_down = dense(head_size, kernel_init=partitioned(normal, "embed", None))
+            self.decay_down = dense(self.head_size, kernel_init=partitioned(normal, "embed", None))
             self.decay_up = dense(self.width, kernel_init=partitioned(normal, None, "embed"))
         if self.decay == "scalar":
             self.decay_heads = dense(self.num_heads, kernel_init=partitioned(normal, "embed", "heads"))
         if self.conv_width:
             # Uniform within 1 / sqrt(width), as depthwise convolutions are usually started.
             init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", 0, (), (1, 2, 3))
-            shape = (self.conv_width, 3, self.num_heads, head_size)
+            shape = (self.conv_width, 3, self.num_heads, self.head_size)
             axes = (None, None, "heads", "head_size")
             self.conv = self.param("conv", partitioned(init, *axes), shape)
-        gate = (self.gate_rank or head_size, self.gate_activation, self.gate_position, self.norm)
-        self.output = GatedOutput(self.width, *gate, self.use_bias, self.out_scale, self.dtype)
-        if self.relative is not None:
-            self.encoding = self.relative(head_size=head_size)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -157,62 +128,10 @@ class LightNetAttention(Mixer):
         recurrent = sequence and self.causal
         return Capabilities(causal=self.causal, state=recurrent, step=recurrent, segments=segments, mask=True)
 
-    def __call__(
-        self,
-        x: Array,
-        state: LightNetState | None = None,
-        *,
-        segment_ids: Array | None = None,
-        mask: Array | None = None,
-    ) -> tuple[Array, LightNetState | None]:
-        """Mix a sequence or a grid.
-
-        Args:
-            x: (B, L, D).
-            state: from an earlier call; None at the start.
-            segment_ids: (B, L); a token sees its own run only.
-            mask: (B, L), true at real tokens. A masked token is not seen, gives 0 and gets no gradient.
-
-        Returns:
-            (B, L, D), and the state behind the last token (None without one).
-
-        Raises:
-            ValueError: something is not supported, or a shape is another than stated.
-        """
-        self.require(state=state is not None, segments=segment_ids is not None)
-        x = zero_masked(x, mask)
-        offset = None if state is None else state.position
-        coordinates, after = places(x, self.grid, self.num_extra, segment_ids=segment_ids, mask=mask, offset=offset)
-        before, conv = (None, None) if state is None else state[1:]
-        per_token: PerToken = {"segment_ids": segment_ids, "mask": mask}
-        qkv = self.qkv(x)
-        if self.conv_width:
-            flat = qkv.reshape(*x.shape[:2], -1)
-            flat, conv = causal_conv(flat, self._taps(flat), initial_state=conv, **per_token)
-            qkv = flat.reshape(qkv.shape)
-        operands = self._operands(x, qkv, coordinates)
-        mix = self._normalised if self.normalised else self._decayed
-        o, recurrence = mix(operands, before, per_token)
-        y = zero_masked(self.output(o, x), mask)
-        return y, LightNetState(after, recurrence, conv) if self.capabilities.state else None
-
-    def step(self, x: Array, state: LightNetState) -> tuple[Array, LightNetState]:
-        """Advance by one token (B, D)."""
-        self.require(step=True)
-        qkv, conv = self.qkv(x), state.conv
-        if self.conv_width:
-            flat = qkv.reshape(x.shape[0], -1)
-            flat, conv = causal_conv_step(flat, self._taps(flat), None, state.conv)
-            qkv = flat.reshape(qkv.shape)
-        operands = self._operands(x, qkv, state.position[:, None])
-        advance = self._normalised_step if self.normalised else self._decayed_step
-        o, recurrence = advance(operands, state.recurrence)
-        return self.output(o, x), LightNetState(state.position + 1, recurrence, conv)
-
     def init_state(self, batch: int) -> LightNetState:
         """The state before the first token."""
         self.require(state=True)
-        size, dtype = self.width // self.num_heads, precision_of_states(self.dtype)
+        size, dtype = self.head_size, precision_of_states(self.dtype)
         keys = (batch, self.num_heads, size)
         matrix = jnp.zeros((*keys[:2], size if self.relative is None else 2 * size, size), dtype)
         recurrence: AdditiveState | DecayState
@@ -234,6 +153,29 @@ class LightNetAttention(Mixer):
             for name, (given, expected) in {**only, "conv_width": (self.conv_width, 0)}.items():
                 if given != expected:
                     raise ValueError(f"{name}: got {given}, expected {expected}: without an order there is no past")
+
+    def _read(
+        self, x: Array, coordinates: Array, state: LightNetState | None, per_token: PerToken
+    ) -> tuple[Array, tuple]:
+        before, conv = (None, None) if state is None else state[1:]
+        qkv = self.qkv(x)
+        if self.conv_width:
+            flat = qkv.reshape(*x.shape[:2], -1)
+            flat, conv = causal_conv(flat, self._taps(flat), initial_state=conv, **per_token)
+            qkv = flat.reshape(qkv.shape)
+        mix = self._normalised if self.normalised else self._decayed
+        o, recurrence = mix(self._operands(x, qkv, coordinates), before, per_token)
+        return o, (recurrence, conv)
+
+    def _read_one(self, x: Array, coordinates: Array, state: LightNetState) -> tuple[Array, tuple]:
+        qkv, conv = self.qkv(x), state.conv
+        if self.conv_width:
+            flat = qkv.reshape(x.shape[0], -1)
+            flat, conv = causal_conv_step(flat, self._taps(flat), None, state.conv)
+            qkv = flat.reshape(qkv.shape)
+        mix = self._normalised_step if self.normalised else self._decayed_step
+        o, recurrence = mix(self._operands(x, qkv, coordinates), state.recurrence)
+        return o, (recurrence, conv)
 
     def _taps(self, flat: Array) -> Array:
         return self.conv.reshape(self.conv_width, -1).astype(flat.dtype)

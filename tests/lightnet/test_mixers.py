@@ -194,7 +194,7 @@ def test_multiplicative_decay_is_the_sum_over_pairs():
     params = variables["params"]
     expected = []
     for row in x:
-        q, f, v = np.moveaxis(np.einsum("ld,dphk->lphk", row, params["qfv"]["kernel"]), 1, 0)
+        q, f, v = np.moveaxis(np.einsum("ld,dphk->lphk", row, params["qkv"]["kernel"]), 1, 0)
         forget, q = sigmoid(f + 2), silu(q)
         o = np.zeros_like(v)
         for i in range(LENGTH):

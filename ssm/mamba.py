@@ -1,0 +1,293 @@
+"""Mamba's mixer: a state space model whose step, input and readout depend on the token (arXiv 2312.00752, section 3).
+
+    [u, z] = W_in x                      D -> 2 E, with E = expand D
+    u = silu(conv(u))                    causal, each channel by itself
+    [r, B, C] = W_x u                    E -> R + 2 N
+    dt = softplus(W_dt r + dt_bias)      R -> E
+    h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,    A = -exp(A_log)
+    y_t = W_out ((C_t h_t + D u_t) silu(z_t))
+
+The paper's B, L, D and N are this module's batch, length, E and N; its D is `width` here and the skip is its D too.
+Parameters have the names of the checkpoints on Hugging Face, but for `dt_bias`, their `dt_proj.bias`: it belongs to the
+recurrence and is trained with A_log and D, and is added in the precision of the step. Step, A, D and the state are
+float32 at least, whatever the precision of the rest. `in_proj` keeps the parts apart: its kernel is (D, 2, E).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lightnet.backbone import Capabilities, Mixer, partitioned
+from lightnet.scan import causal_conv, causal_conv_step, selective_scan, selective_step
+from lightnet.typing import Array
+
+STEP_FLOOR = 1e-4  # the smallest initial step
+
+
+class MambaState(NamedTuple):
+    """The last inputs of the convolution (B, conv_width - 1, E), and the recurrence's state (B, E, N)."""
+
+    conv: Array
+    ssm: Array
+
+
+def inverse_softplus(x: Array) -> Array:
+    """The y with softplus(y) = x, for x > 0, as x + log(1 - exp(-x)), which is exact for small x too.
+
+    Example:
+        >>> float(jax.nn.softplus(inverse_softplus(jnp.float32(1e-3)))).__round__(7)
+        0.001
+    """
+    return x + jnp.log(-jnp.expm1(-x))
+
+
+def step_bias_init(low: float, high: float) -> Callable[..., Array]:
+    """Initializer of dt_bias: steps softplus(dt_bias) are log-uniform in [low, high], and `STEP_FLOOR` at least.
+
+    Args:
+        low: smallest step.
+        high: largest step.
+
+    Returns:
+        (key, shape, dtype) -> array.
+
+    Example:
+        >>> bias = step_bias_init(1e-3, 1e-1)(jax.random.key(0), (1000,))
+        >>> steps = jax.nn.softplus(bias)
+        >>> bool((steps > 0.99e-3).all() and (steps < 1.01e-1).all())
+        True
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        log_steps = jax.random.uniform(key, shape, dtype, math.log(low), math.log(high))
+        return inverse_softplus(jnp.maximum(jnp.exp(log_steps), STEP_FLOOR))
+
+    return init
+
+
+def s4d_real_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Initial A_log (E, N): log 1, ..., log N in each channel, so that A = -(1, ..., N) as in S4D-Real.
+
+    Example:
+        >>> jnp.exp(s4d_real_init(jax.random.key(0), (2, 3))).round(4).tolist()
+        [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
+    """
+    del key
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype))[None], shape)
+
+
+def uniform_init(bound: float) -> Callable[..., Array]:
+    """Initializer of entries uniform in [-bound, bound].
+
+    Example:
+        >>> bool(jnp.abs(uniform_init(0.5)(jax.random.key(0), (100,))).max() <= 0.5)
+        True
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def step_sizes(projected: Array, bias: Array) -> Array:
+    """dt = softplus(projected + bias), float32 at least.
+
+    Args:
+        projected: W_dt r, (..., E).
+        bias: dt_bias (E,).
+
+    Returns:
+        (..., E), positive.
+
+    Example:
+        >>> step_sizes(jnp.zeros(2, jnp.bfloat16), inverse_softplus(jnp.array([0.5, 2.0]))).round(5).tolist()
+        [0.5, 2.0]
+    """
+    wide = jnp.promote_types(projected.dtype, jnp.float32)
+    shifted = projected.astype(wide) + bias.astype(wide).reshape((1,) * (projected.ndim - 1) + bias.shape)
+    return jax.nn.softplus(shifted)
+
+
+class DepthwiseTaps(nn.Module):
+    """Parameters of a causal convolution of each channel by itself: `kernel` (width, E) and `bias` (E,) or None.
+
+    Attributes:
+        width: number of taps.
+        channels: E.
+        use_bias: whether there is a bias.
+
+    Example:
+        >>> (kernel, bias), _ = DepthwiseTaps(width=4, channels=6).init_with_output(jax.random.key(0))
+        >>> kernel.shape, bias.shape
+        ((4, 6), (6,))
+    """
+
+    width: int
+    channels: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array | None]:
+        """The kernel and the bias."""
+        init = uniform_init(self.width**-0.5)  # what both start from in the published models
+        kernel = self.param("kernel", partitioned(init, None, "mlp"), (self.width, self.channels))
+        bias = self.param("bias", partitioned(init, "mlp"), (self.channels,)) if self.use_bias else None
+        return kernel, bias
+
+
+class Mamba(Mixer):
+    """Mamba's mixer (Gu and Dao, arXiv 2312.00752); see the module. Causal; it has no heads and knows no positions.
+
+    Initial values are those of the published models, but for `out_proj`, which is the backbone's to scale.
+
+    Attributes:
+        width: channels D.
+        state_size: states N of each inner channel.
+        expand: inner channels E over D.
+        conv_width: taps of the convolution.
+        dt_rank: rank R of the step's projection; None is D / 16 rounded up.
+        dt_min: smallest initial step.
+        dt_max: largest initial step.
+        use_bias: biases of the first and the last projection.
+        conv_bias: bias of the convolution.
+        out_scale: standard deviation of the output kernel's initial values.
+        dtype: of the computation; None takes that of the inputs and parameters. The recurrence is float32 at least.
+
+    Example:
+        >>> mixer = Mamba(width=4, state_size=3)
+        >>> x = jnp.ones((1, 5, 4))
+        >>> (y, state), variables = mixer.init_with_output(jax.random.key(0), x)
+        >>> y.shape, state.conv.shape, state.ssm.shape
+        ((1, 5, 4), (1, 3, 8), (1, 8, 3))
+        >>> y_next, state = mixer.apply(variables, x[:, 0], state, method="step")
+        >>> y_next.shape
+        (1, 4)
+    """
+
+    width: int
+    state_size: int = 16
+    expand: int = 2
+    conv_width: int = 4
+    dt_rank: int | None = None
+    dt_min: float = 1e-3
+    dt_max: float = 1e-1
+    use_bias: bool = False
+    conv_bias: bool = True
+    out_scale: float = 0.02
+    dtype: Any = None
+
+    @property
+    def inner(self) -> int:
+        """Channels E of the recurrence."""
+        return self.expand * self.width
+
+    @property
+    def rank(self) -> int:
+        """Rank R of the step's projection."""
+        return -(-self.width // 16) if self.dt_rank is None else self.dt_rank
+
+    def setup(self) -> None:
+        """Declare the parameters."""
+        self._check()
+        inner, rank, states = self.inner, self.rank, self.state_size
+        into = partitioned(uniform_init(self.width**-0.5), "embed", None, "mlp")
+        self.in_proj = nn.DenseGeneral((2, inner), use_bias=self.use_bias, kernel_init=into, dtype=self.dtype)
+        self.conv1d = DepthwiseTaps(self.conv_width, inner, self.conv_bias)
+        select = partitioned(uniform_init(inner**-0.5), "mlp", None)
+        self.x_proj = nn.Dense(rank + 2 * states, use_bias=False, kernel_init=select, dtype=self.dtype)
+        step = partitioned(uniform_init(rank**-0.5), None, "mlp")
+        wide = None if self.dtype is None else self._wide
+        self.dt_proj = nn.Dense(inner, use_bias=False, kernel_init=step, dtype=wide)
+        self.dt_bias = self.param("dt_bias", partitioned(step_bias_init(self.dt_min, self.dt_max), "mlp"), (inner,))
+        self.A_log = self.param("A_log", partitioned(s4d_real_init, "mlp", None), (inner, states))
+        self.D = self.param("D", partitioned(nn.initializers.ones, "mlp"), (inner,))
+        out = partitioned(nn.initializers.normal(self.out_scale), "mlp", "embed")
+        self.out_proj = nn.Dense(self.width, use_bias=self.use_bias, kernel_init=out, dtype=self.dtype)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """All of them."""
+        return Capabilities(causal=True, state=True, step=True, segments=True, mask=True)
+
+    def __call__(
+        self,
+        x: Array,
+        state: MambaState | None = None,
+        *,
+        segment_ids: Array | None = None,
+        mask: Array | None = None,
+    ) -> tuple[Array, MambaState]:
+        """Mix a sequence.
+
+        Args:
+            x: (B, L, D).
+            state: from an earlier call; None at the start.
+            segment_ids: (B, L); a token sees its own run only.
+            mask: (B, L), true at real tokens. A masked token is not seen, gives 0 and gets no gradient.
+
+        Returns:
+            (B, L, D), and the state behind the last token.
+
+        Raises:
+            ValueError: a shape is another than stated.
+        """
+        per_token: dict[str, Any] = {"segment_ids": segment_ids, "mask": mask}
+        conv, ssm = (None, None) if state is None else state
+        x = _zero_masked(x, mask)
+        u, z = jnp.unstack(self.in_proj(x), axis=-2)
+        u, conv = causal_conv(u, *self._taps(u), initial_state=conv, **per_token)
+        u = nn.silu(u)
+        y, ssm = selective_scan(u, *self._selected(u), self._skip(), z=z, initial_state=ssm, **per_token)
+        return _zero_masked(self.out_proj(y), mask), MambaState(conv, ssm)
+
+    def step(self, x: Array, state: MambaState) -> tuple[Array, MambaState]:
+        """Advance by one token (B, D)."""
+        u, z = jnp.unstack(self.in_proj(x), axis=-2)
+        u, conv = causal_conv_step(u, *self._taps(u), state.conv)
+        u = nn.silu(u)
+        y, ssm = selective_step(u, *self._selected(u), self._skip(), state.ssm, z=z)
+        return self.out_proj(y), MambaState(conv, ssm)
+
+    def init_state(self, batch: int) -> MambaState:
+        """The state before the first token."""
+        conv = jnp.zeros((batch, self.conv_width - 1, self.inner), self._wide)
+        return MambaState(conv, jnp.zeros((batch, self.inner, self.state_size), self._wide))
+
+    @property
+    def _wide(self) -> Any:
+        """The precision of the recurrence and of states."""
+        return jnp.result_type(float) if self.dtype is None else jnp.promote_types(self.dtype, jnp.float32)
+
+    def _check(self) -> None:
+        for name in ("state_size", "expand", "conv_width", "rank"):
+            if getattr(self, name) < 1:
+                given = "dt_rank" if name == "rank" else name
+                raise ValueError(f"{given}: got {getattr(self, name)}, expected at least 1")
+        if not 0 < self.dt_min <= self.dt_max:
+            raise ValueError(f"dt_min, dt_max: got {self.dt_min} and {self.dt_max}, expected 0 < dt_min <= dt_max")
+
+    def _taps(self, u: Array) -> tuple[Array, Array | None]:
+        kernel, bias = self.conv1d()
+        return kernel.astype(u.dtype), None if bias is None else bias.astype(u.dtype)
+
+    def _selected(self, u: Array) -> tuple[Array, Array, Array, Array]:
+        """dt (..., E), A (E, N), B and C (..., N)."""
+        selected = self.x_proj(u)
+        low, B, C = jnp.split(selected, (self.rank, self.rank + self.state_size), axis=-1)
+        return step_sizes(self.dt_proj(low), self.dt_bias), -jnp.exp(_at_least_float32(self.A_log)), B, C
+
+    def _skip(self) -> Array:
+        return _at_least_float32(self.D)
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _zero_masked(x: Array, mask: Array | None) -> Array:
+    return x if mask is None else jnp.where(mask[..., None], x, 0)

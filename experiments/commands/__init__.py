@@ -9,5 +9,7 @@ COMMANDS = {
     "compare": "two runs side by side: claims, config differences, paired seeds",
     "report": "REPORT.md and REPORT.html: every claim, its verdict, the figures",
     "bench": "what the training loop and the scans cost beside what they are compared with",
+    "generate": "text from a trained language model, as it is made",
+    "export": "a trained language model as safetensors and config.json",
     "doctor": "versions, devices, optional parts, what is writable",
 }

@@ -37,7 +37,7 @@ OPTIONAL = {
     "tensorboardX": "TensorBoard metrics",
     "gcsfs": "run folders at gs://",
     "huggingface_hub": "extra hf: checkpoints from the Hugging Face Hub",
-    "safetensors": "extra hf: checkpoint files",
+    "safetensors": "checkpoint files",
     "torch": "extra parity: comparison with PyTorch",
     "transformers": "extra parity: comparison with Transformers",
     "jupytext": "extra notebooks",

@@ -60,8 +60,9 @@ class OptimizerConfig:
 
     learning_rate: float = 2e-3
     """Peak learning rate."""
-    schedule: Literal["constant", "linear", "cosine", "onecycle"] = "onecycle"
-    """linear, cosine: up from 0, then down to 0; onecycle: cosine from peak / 100 to the peak, down to peak / 5."""
+    schedule: Literal["constant", "linear", "cosine", "rsqrt", "onecycle"] = "onecycle"
+    """linear, cosine: up from 0, then down to 0; rsqrt: up from 0, then down as one over the square root of the step;
+    onecycle: cosine from peak / 100 to the peak, down to peak / 5."""
     warmup: float = 0.02
     """Fraction of the steps until the peak; constant has none."""
     b1: float = 0.9

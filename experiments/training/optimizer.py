@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from experiments.training.config import OptimizerConfig
@@ -47,6 +48,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
     onecycle: a half cosine from peak / 100 to the peak over the first `warmup` of the steps, at least one step, and
     another down to peak / 5 at the last step. linear and cosine: a line from 0 to the peak, then that curve down to 0.
+    rsqrt: the same line, then peak sqrt(w / t) at step t, w being the step of the peak (Vaswani et al., section 5.3).
 
     Args:
         config: peak, kind and warm-up.
@@ -74,6 +76,13 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         return optax.schedules.warmup_cosine_decay_schedule(0.0, peak, rising, steps)
     up = optax.schedules.linear_schedule(0.0, peak, max(1, rising))
+    if config.schedule == "rsqrt":
+        top = max(1, rising)
+
+        def down(after: jax.typing.ArrayLike) -> jax.Array:
+            return peak * (1 + jnp.maximum(after, 0) / top) ** -0.5
+
+        return optax.schedules.join_schedules([up, down], [top])
     return optax.schedules.join_schedules([up, optax.schedules.linear_schedule(peak, 0.0, steps - rising)], [rising])
 
 
@@ -94,7 +103,6 @@ def make_optimizer(
         ValueError: in `init`, a label is none of the three.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> optimizer = make_optimizer(OptimizerConfig(), steps=10)
         >>> state = optimizer.init({"kernel": jnp.ones(3)})
     """

@@ -36,7 +36,7 @@ def settings(environment: dict[str, str]) -> dict[str, str]:
 
 def outcome(caches: Path) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    # One platform by name: a machine that has libtpu without a TPU speaks of it on stderr while JAX looks for the others.
+    # One platform by name: with libtpu and without a TPU, looking for the others is told on stderr.
     environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(caches), "JAX_PLATFORMS": "cpu"}
     return subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
 

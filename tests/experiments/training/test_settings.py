@@ -74,6 +74,15 @@ def test_a_short_training_warms_up_for_one_step(steps):
     np.testing.assert_allclose([rate(0), rate(1), rate(steps)], [0.01, 1.0, 0.2], rtol=1e-5)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.04])
+def test_rsqrt_halves_at_four_times_the_step_of_the_peak(warmup):
+    config = OptimizerConfig(learning_rate=2.0, schedule="rsqrt", warmup=warmup)
+    rate, top = make_schedule(config, 100), max(1, round(100 * warmup))
+    steps = np.array([0, top, 4 * top, 16 * top])
+    np.testing.assert_allclose([rate(s) for s in steps], [0, 2, 1, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(rate))(steps), [0, 2, 1, 0.5], rtol=1e-6)
+
+
 @pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5)])
 def test_linear_and_cosine_rise_from_nothing_and_end_there(schedule, middle):
     rate = make_schedule(OptimizerConfig(learning_rate=2.0, schedule=schedule, warmup=0.1), 100)

@@ -1,0 +1,50 @@
+"""One update of a training as a program that can be timed against others."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from experiments.training.config import OptimizerConfig
+from experiments.training.optimizer import make_optimizer
+from experiments.training.task import Task
+
+
+def update_program(task: Task, optimizer: OptimizerConfig, batch: Mapping[str, np.ndarray]) -> Callable[[], Any]:
+    """Loss, gradient and AdamW on one batch, the parameters carried from call to call.
+
+    Args:
+        task: its loss returns the value first.
+        optimizer: of the training.
+        batch: which is on the device before the first call.
+
+    Returns:
+        A function that does one update and returns the loss when it is done. It is compiled, and has been called once.
+    """
+    rule = make_optimizer(optimizer, 10_000, task.labels)
+    params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
+    on_device = jax.device_put(dict(batch))
+
+    def loss(params: Any, batch: Any, key: Any) -> Any:
+        return task.loss(params, batch, key)[0]
+
+    @jax.jit
+    def update(carry: tuple[Any, Any], batch: Any, key: Any) -> tuple[tuple[Any, Any], Any]:
+        params, state = carry
+        value, gradient = jax.value_and_grad(loss)(params, batch, key)
+        changes, state = rule.update(gradient, state, params)
+        return (optax.apply_updates(params, changes), state), value
+
+    carry, key = (params, rule.init(params)), jax.random.key(1)
+
+    def call() -> Any:
+        nonlocal carry
+        carry, value = update(carry, on_device, key)
+        jax.block_until_ready(carry)
+        return value
+
+    call()
+    return call

@@ -1,0 +1,73 @@
+"""Causal language modelling: sizes, presets and claims."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.language_models import load
+from experiments.lightnet import causal_lm, language
+from experiments.lightnet.language import BYTES
+
+
+def test_all_models_of_the_cpu_preset_have_equally_many_parameters_within_one_per_cent():
+    config = causal_lm.PRESETS["cpu"]
+    models = causal_lm.described(config, language.Vocabulary(None, np.ones(BYTES, np.float32)))
+    assert models["lightnet+both"].hidden == config.model.hidden
+    counts = [language.count_parameters(model.build()) for model in models.values()]
+    assert max(counts) < 1.01 * min(counts)
+    assert len({model.hidden for model in models.values()}) > 1
+
+
+def test_claims_are_differences_with_the_right_sign():
+    # Two seeds; every claim of the file by hand.
+    table: dict[str, list] = {"tokens": [], "model": [], "seed": [], "loss": []}
+    losses = dict(zip(causal_lm.ALL, (2.4, 2.2, 2.0, 2.03, 1.9, 1.7, 1.8), strict=True))
+    for seed in (0, 1):
+        for name, loss in losses.items():
+            causal_lm._append(table, BYTES, name, seed, loss + 0.1 * seed)
+            causal_lm._append(table, 1024, name, seed, 9.0)
+    measured = causal_lm._measured(causal_lm.PRESETS["cpu"], table)
+    assert set(measured) == {claim.id for claim in causal_lm.CLAIMS}
+    np.testing.assert_allclose(measured["lightnet/causal-matches-mamba"], [0.2 / 1.8, 0.2 / 1.9])
+    np.testing.assert_allclose(measured["lightnet/R7-causal-positions"], [0.2, 0.2])
+    np.testing.assert_allclose(measured["lightnet/R7-against-other-mixers"], [0.0106, 0.0126])
+    np.testing.assert_allclose(measured["lightnet/review-plain-linear-attention"], [-0.03, -0.03])
+
+
+def test_unknown_models_are_refused():
+    with pytest.raises(ValueError, match="models: got 'lightnet', expected a mixer and its positions"):
+        replace(causal_lm.PRESETS["cpu"], bpe_models=("lightnet",))
+
+
+@pytest.mark.slow
+def test_smoke_leaves_models_that_can_be_loaded_with_their_tokenizer(tmp_path):
+    result = causal_lm.run(causal_lm.PRESETS["smoke"], tmp_path)
+    loss = result.tables["losses"]["loss"]
+    assert np.isfinite(loss).all() and not result.measured
+    trained = load(tmp_path)
+    assert trained.language_model.vocab_size == 300 and trained.language_model.tokenizer is not None
+
+
+@pytest.mark.slow
+def test_two_updates_of_the_gpu_preset_at_less_depth_and_width(tmp_path):
+    config = causal_lm.PRESETS["gpu"]
+    short = replace(
+        config,
+        seeds=(0,),
+        bpe_models=config.bpe_models[:1],
+        text=replace(config.text, every=30),
+        model=replace(config.model, num_layers=1, width=16, num_heads=2, hidden=16),
+        train=replace(config.train, steps=2, batch_size=2, eval_every=2),
+    )
+    result = causal_lm.run(short, tmp_path)
+    assert np.isfinite(result.tables["losses"]["loss"]).all()
+    assert result.series["16384, lightnet+both"]["loss"].shape == (1, 2)
+
+
+@pytest.mark.slow
+def test_the_gpu_preset_has_the_size_that_was_asked_for():
+    config = causal_lm.PRESETS["gpu"]
+    models = causal_lm.described(config, language.Vocabulary("{}", np.ones(16_384, np.float32)))
+    counts = [language.count_parameters(replace(model, tokenizer=None).build()) for model in models.values()]
+    assert min(counts) > 20e6 and max(counts) < 50e6 and max(counts) < 1.01 * min(counts)

@@ -1,0 +1,81 @@
+"""Digits classified: every preset runs, what is compared with what, and the accuracies that were found before."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.lightnet import classification
+from experiments.lightnet.classification import BOTH, LRPE, NONE, TPE
+
+CPU = classification.PRESETS["cpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_two_updates_of_every_preset_with_all_its_variants(preset, tmp_path):
+    config = classification.PRESETS[preset]
+    # Two seeds at once, where the preset takes more, keep the batched computation.
+    short = replace(config, seeds=(0, 1), layers=1, width=8, hidden=8, at_once=min(2, config.at_once))
+    if short.at_once > 1:  # the CPU's compiler fails on batched multiplicative decays
+        short = replace(short, variants=tuple(v for v in config.variants if not v[0].startswith("multi")))
+    result = classification.run(replace(short, train=replace(config.train, steps=2)), tmp_path)
+    missing = {"lightnet/R3-against-multiplicative"} if short.at_once > 1 else set()
+    assert set(result.measured) == {claim.id for claim in classification.CLAIMS} - missing
+    assert all(np.isfinite(values).all() and len(values) == 2 for values in result.measured.values())
+    assert len(result.tables["accuracy"]["seed"]) == 2 * len(short.variants)
+
+
+@pytest.mark.slow
+def test_both_encodings_reach_94_percent_and_beat_one_which_beats_none(tmp_path):
+    """At a third of the seeds and with LightNet's four encodings only."""
+    config = replace(CPU, seeds=(0, 1), variants=classification.VARIANTS[:4])
+    result = classification.run(config, tmp_path)
+    assert np.mean(result.measured["lightnet/R3-digits-classification"]) > 94
+    for name in ("both-over-tpe", "both-over-lrpe", "tpe-over-none", "lrpe-over-none"):
+        assert np.mean(result.measured[f"lightnet/R4-{name}"]) > 0, name
+
+
+def test_differences_are_taken_seed_by_seed_and_only_between_variants_that_are_there():
+    accuracies = {BOTH: [97.0, 96.0, 95.0], TPE: [94.0, 95.0, 93.0], LRPE: [90.0, 95.5, 91.0], NONE: [70.0, 71.0, 72.0]}
+    table = {name: np.array(values) for name, values in accuracies.items()}
+    table["multiplicative, lrpe"], table["multiplicative-4, lrpe"] = np.array([96.0, 92.0]), np.array([91.0, 97.0])
+    measured = {id.removeprefix("lightnet/"): values for id, values in classification._measured(table).items()}
+    assert measured["R4-both-over-tpe"] == [3.0, 1.0, 2.0]
+    assert measured["ablation-positional-encoding"] == [3.0, 0.5, 2.0]
+    assert measured["R4-digits-positions"].tolist() == [3.0, 0.5, 2.0]
+    assert measured["R3-against-multiplicative"] == [1.0, -1.0]
+    assert "review-2d-rotary" not in measured and "R3-against-softmax" not in measured
+
+
+def test_images_move_by_whole_pixels_and_background_comes_in():
+    image = jnp.zeros((1, 8, 8, 1)).at[0, 0, 3, 0].set(5.0).at[0, 4, 4, 0].set(-1.0)
+    moved = classification.shifted(jnp.repeat(image, 200, axis=0), jax.random.key(0), 1)[..., 0]
+    at = np.argwhere(np.asarray(moved) == 5.0)
+    assert set(at[:, 2]) == {2, 3, 4} and set(at[:, 1]) == {0, 1}  # a third has left the picture
+    assert float(moved[:, 7].max()) == 0.0 and float(moved.min()) == -1.0
+    np.testing.assert_array_equal(classification.shifted(image, jax.random.key(0), 0), image)
+
+
+def test_test_images_are_the_same_for_all_and_standardised_with_the_training_part():
+    train, test, _ = classification._images(CPU)
+    assert (len(train), len(test)) == (1297, 500)
+    assert float(train.images.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(train.images.std()) == pytest.approx(1, abs=1e-5)
+    assert float(test.images.mean()) != pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("patch", 3, "patch: got 3, expected a divisor of 8"),
+        ("smoothing", 1.0, "smoothing: got 1"),
+        ("variants", (("mamba", "none", ""),), "variants: got mamba with none"),
+        ("variants", (), "variants: expected at least one"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CPU, **{field: value})

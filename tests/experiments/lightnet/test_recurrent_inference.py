@@ -1,0 +1,56 @@
+"""Recurrent inference: the comparison with a parallel pass notices what it shall, and states do not grow."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from experiments.lightnet import recurrent_inference
+
+CONFIG = recurrent_inference.PRESETS["smoke"]
+
+
+@pytest.fixture(scope="module")
+def generated():
+    """A model with random weights, its prompt, and what it generated."""
+    model = recurrent_inference.described(CONFIG, positions="both").build()
+    prompt = np.array([5, 6, 7], np.int32)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.asarray(prompt[None])))
+    params = jax.tree.map(lambda leaf: 3 * leaf, params)  # so that logits are not all alike
+    return model, params, prompt, recurrent_inference.generate(CONFIG, model, params, prompt, seed=0)
+
+
+@pytest.mark.slow
+def test_decoding_agrees_with_the_parallel_pass_and_a_wrong_byte_would_show(generated):
+    model, params, prompt, found = generated
+    assert found.tokens.shape == (CONFIG.tokens,) and len(set(found.tokens.tolist())) > 5
+    drift = recurrent_inference.drifts(model, params, prompt, found)
+    assert drift.shape == (CONFIG.tokens,) and drift.max() < 1e-4
+    wrong = found._replace(tokens=np.where(np.arange(CONFIG.tokens) == 20, 0, found.tokens))
+    drift = recurrent_inference.drifts(model, params, prompt, wrong)
+    assert drift[:21].max() < 1e-4 < drift[21:].min()
+
+
+@pytest.mark.slow
+def test_states_do_not_grow_and_a_cache_does(generated):
+    found = generated[-1]
+    sizes = {recurrent_inference.state_bytes(state) for state in found.states}
+    assert len(sizes) == 1
+    table = recurrent_inference._softmax(replace(CONFIG, caches=(16, 64)))
+    assert table["bytes"][1] - table["bytes"][0] == 48 * (16 + 8) * 4  # slots, channels of keys and values, float32
+
+
+@pytest.mark.slow
+def test_smoke_runs(tmp_path):
+    result = recurrent_inference.run(CONFIG, tmp_path)
+    assert set(result.measured) == {claim.id for claim in recurrent_inference.CLAIMS}
+    assert result.measured["lightnet/R9-state-size"] == [1.0]
+    assert result.series["drift"]["largest"].shape == (1, CONFIG.tokens // CONFIG.block)
+
+
+def test_blocks_must_fit():
+    with pytest.raises(ValueError, match="tokens: got 10500, expected a multiple of the block, 1000"):
+        replace(recurrent_inference.PRESETS["cpu"], tokens=10_500)

@@ -1,0 +1,60 @@
+"""Models trained together are those trained alone, and their gradients those of the plain sum."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.lightnet.together import for_narrow_models, orders, summed_losses, train_together
+from experiments.training.config import OptimizerConfig, TrainConfig
+
+X = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+SETTINGS = TrainConfig(steps=5, batch_size=4, eval_every=0, optimizer=OptimizerConfig(learning_rate=0.1))
+
+
+def init(key):
+    return {"kernel": jax.random.normal(key, (3,))}
+
+
+def loss(params, rows, key):
+    noise = jax.random.normal(key, (3,))
+    return jnp.mean((jnp.asarray(X)[rows] @ jnp.tanh(params["kernel"] + 0.1 * noise) - 1.0) ** 2)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_gradients_are_those_of_the_plain_sum(at_once):
+    params = jax.vmap(init)(jax.random.split(jax.random.key(0), 3))
+    rows, keys = jnp.asarray(orders((0, 1, 2), 12)["rows"][:4].T), jax.random.split(jax.random.key(1), 3)
+    expected = jax.value_and_grad(lambda p: 2.0 * jax.vmap(loss)(p, rows, keys).sum())(params)
+    got = jax.value_and_grad(lambda p: 2.0 * summed_losses(loss, at_once)(p, rows, keys))(params)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1]["kernel"], expected[1]["kernel"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_does_not_depend_on_those_beside_it(tmp_path):
+    both = train_together(SETTINGS, init, loss, 12, tmp_path / "both", seeds=(3, 8), label="both")
+    alone = train_together(SETTINGS, init, loss, 12, tmp_path / "alone", seeds=(8,), label="alone")
+    np.testing.assert_allclose(both.params["kernel"][1], alone.params["kernel"][0], rtol=1e-5)
+    assert abs(both.params["kernel"][0] - both.params["kernel"][1]).max() > 0.01
+
+
+def test_each_model_has_an_order_of_its_own():
+    rows = orders((0, 1), 50)["rows"]
+    assert sorted(rows[:, 0]) == sorted(rows[:, 1]) == list(range(50))
+    assert (rows[:, 0] == rows[:, 1]).sum() < 10
+    np.testing.assert_array_equal(orders((1,), 50)["rows"][:, 0], rows[:, 1])
+
+
+def test_a_common_norm_of_the_gradients_is_refused(tmp_path):
+    clipped = replace(SETTINGS, optimizer=replace(SETTINGS.optimizer, clip_norm=1.0))
+    with pytest.raises(ValueError, match=r"clip_norm: got 1\.0, expected 0"):
+        train_together(clipped, init, loss, 12, tmp_path, seeds=(0,), label="clipped")
+
+
+def test_only_kernels_of_blocks_are_made_larger():
+    tree = {"blocks_1": {"mix": {"kernel": jnp.ones(2), "scale": jnp.ones(2)}}, "head": {"kernel": jnp.ones(2)}}
+    got = for_narrow_models(tree, 100)
+    assert got["blocks_1"]["mix"]["kernel"].tolist() == pytest.approx([5.0, 5.0])
+    assert got["blocks_1"]["mix"]["scale"].tolist() == got["head"]["kernel"].tolist() == [1.0, 1.0]

@@ -1,96 +1,31 @@
-"""Checkpoints come back bit for bit, damaged ones are found, and no failure of a save goes unseen."""
+"""Checkpoints come back bit for bit, and damaged ones are found."""
 
-import errno
 import os
 import random
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
 import pytest
 
 from experiments.errors import UserError
-from experiments.training import checkpoint
-from experiments.training.background import failures_raised
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import CheckpointConfig
 from experiments.training.manifest import MANIFEST
-
-DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-# Orbax writes these at the commit itself; nothing that is restored stands in them.
-UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
-
-
-class State(NamedTuple):
-    step: Any
-    params: Any
-    collections: Any
-    optimizer: Any
-    ema: Any
-
-
-def make_state(seed: int = 0, width: int = 4, ema: bool = False) -> State:
-    kernel = jax.random.normal(jax.random.key(seed), (3, width))
-    params = {"dense": {"kernel": kernel, "bias": (kernel[0] * 3).astype(jnp.bfloat16)}}
-    collections = {"stats": {"mean": jnp.asarray(np.float32(seed) / 7), "seen": jnp.arange(5, dtype=jnp.int8) - seed}}
-    optimizer = optax.chain(optax.clip(1.0), optax.adamw(1e-3)).init(params)
-    average = jax.tree.map(lambda x: x + 1, params) if ema else None
-    return State(jnp.asarray(seed, jnp.int32), params, collections, optimizer, average)
-
-
-def shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def devices(tree: Any) -> Any:
-    return jax.tree.map(lambda x: DEVICE, tree)
-
-
-def restored(checkpoints: Checkpoints, like: Any = None, step: int | None = None) -> Any:
-    like = make_state() if like is None else like
-    return checkpoints.restore(shapes(like), devices(like), step)
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def saved(folder: Path, steps: Any, **options: Any) -> None:
-    checkpoints = Checkpoints(folder, CheckpointConfig(keep=9), **options)
-    for step in steps:
-        checkpoints.save(step, make_state(step), {"step": step})
-    checkpoints.close()
-
-
-def files(folder: Path, step: int) -> list[Path]:
-    return sorted(p for p in (folder / str(step)).rglob("*") if p.is_file())
-
-
-def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {str(p): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in folder.rglob("*")}
-
-
-@pytest.fixture(params=["rename", "commit file"])
-def mode(request, monkeypatch):
-    """Both ways to commit, the one of object stores on a local folder."""
-    if request.param == "commit file":
-        monkeypatch.setattr(checkpoint, "is_object_store", lambda folder: True)
-    return request.param
+from tests.experiments.training.states import (
+    UNLISTED,
+    assert_same,
+    devices,
+    files,
+    make_state,
+    restored,
+    saved,
+    shapes,
+    snapshot,
+)
 
 
 def test_bit_for_bit(tmp_path, mode):
@@ -287,114 +222,6 @@ def test_the_best_is_the_smallest_of_its_metric(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("where", ["manifest", "array", "sync"])
-def test_a_failing_writer_is_heard_and_nothing_lost(tmp_path, monkeypatch, where, mode):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    config = CheckpointConfig(keep=1, best="loss")
-    checkpoints = Checkpoints(tmp_path, config)
-    checkpoints.save(1, make_state(1), {"step": 1}, best=1.0)
-    checkpoints.save(2, make_state(2), {"step": 2})
-    checkpoints._manager.wait_until_finished()
-    assert checkpoints.steps() == [1, 2]
-    with failures_raised(), monkeypatch.context() as patch:
-        if where == "manifest":
-            patch.setattr(checkpoint, "write_manifest", full)
-        elif where == "array":
-            patch.setattr(ocp.type_handlers.ArrayHandler, "serialize", full)
-        else:
-            patch.setattr(ocp.CheckpointManager, "save", full)
-        told = r"^a checkpoint could not be saved in \S+: No space left on device$"
-        with pytest.raises(UserError, match=told):
-            checkpoints.save(3, make_state(3), {"step": 3}, best=0.5)
-            deadline = time.monotonic() + 20
-            while time.monotonic() < deadline:
-                checkpoints.check()
-                time.sleep(0.005)
-        assert checkpoints.steps() == [1, 2]
-        checkpoints.check()
-    checkpoints.save(4, make_state(4), {"step": 4})
-    checkpoints.check()
-    checkpoints.close()
-    checkpoints = Checkpoints(tmp_path, config)
-    assert checkpoints.steps() == [1, 4]
-    assert_same(restored(checkpoints)[0], make_state(4))
-    checkpoints.close()
-
-
-@pytest.mark.parametrize("call", ["save", "close"])
-def test_a_failure_reaches_the_next_call(tmp_path, monkeypatch, call):
-    def refused(folder):
-        raise RuntimeError("first line\nsecond line")
-
-    checkpoints = Checkpoints(tmp_path)
-    told = r"^a checkpoint could not be saved in \S+: first line$"
-    with failures_raised():
-        monkeypatch.setattr(checkpoint, "write_manifest", refused)
-        checkpoints.save(3, make_state(3), {})
-        with pytest.raises(UserError, match=told):
-            checkpoints.save(4, make_state(4), {}) if call == "save" else checkpoints.close()
-    if call == "save":
-        monkeypatch.undo()
-        checkpoints.save(3, make_state(3), {})
-        checkpoints.close()
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.steps() == ([3] if call == "save" else [])
-    checkpoints.close()
-
-
-def test_a_save_under_way_is_not_listed(tmp_path, monkeypatch, mode):
-    go_on, write = threading.Event(), checkpoint.write_manifest
-    monkeypatch.setattr(checkpoint, "write_manifest", lambda folder: go_on.wait(20) and write(folder))
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, make_state(3), {})
-    other = Checkpoints(tmp_path, read_only=True)
-    assert checkpoints.steps() == [] and other.steps() == []
-    checkpoints.check()
-    go_on.set()
-    checkpoints.close()
-    other.close()
-    other = Checkpoints(tmp_path, read_only=True)
-    assert other.steps() == [3]
-    other.close()
-
-
-def test_arrays_that_orbax_refuses(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(UserError, match=r"could not be saved in \S+: Cannot save arrays with zero size: .*name=x"):
-        checkpoints.save(1, {"x": jnp.zeros((0, 3))}, {})
-    checkpoints.check()
-    assert checkpoints.steps() == []
-    checkpoints.save(2, make_state(2), {"step": 2})
-    assert restored(checkpoints)[1] == {"step": 2} and checkpoints.steps() == [2]
-    checkpoints.close()
-
-
-def test_counters_that_are_no_json(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(TypeError, match="JSON"):
-        checkpoints.save(1, make_state(), {"x": jnp.ones(1)})
-    checkpoints.save(1, make_state(), {"x": 1})
-    checkpoints.close()
-    assert checkpoints.steps() == [1]
-
-
-def test_no_space(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: _Usage(1, 1, 0))
-    with pytest.raises(UserError, match=r"^no space left on device for a checkpoint in \S+: 0.5 MB are needed and 0.0"):
-        checkpoints.save(1, make_state(), {})
-    assert list(tmp_path.iterdir()) == []
-    checkpoints.close()
-
-
-class _Usage(NamedTuple):
-    total: int
-    used: int
-    free: int
-
-
 @pytest.mark.parametrize("averaged", [False, True])
 def test_only_the_parameters(tmp_path, averaged, mode):
     state = make_state(3, ema=averaged)
@@ -439,46 +266,3 @@ def test_read_only_where_nothing_is(tmp_path):
         checkpoints.restore_params({}, {})
     checkpoints.close()
     assert not (tmp_path / "nowhere").exists()
-
-
-KILLED = """
-import sys, time
-import jax.numpy as jnp
-from experiments.training import checkpoint
-from experiments.training.config import CheckpointConfig
-
-if sys.argv[2] == "commit file":
-    checkpoint.is_object_store = lambda folder: True
-write = checkpoint.write_manifest
-checkpoints = checkpoint.Checkpoints(sys.argv[1], CheckpointConfig(keep=1))
-checkpoints.save(4, {"x": jnp.arange(4)}, {"step": 4})
-checkpoints._manager.wait_until_finished()
-
-def slow(folder):
-    if sys.argv[3] == "after":
-        write(folder)
-    print("now", flush=True)
-    time.sleep(60)
-
-checkpoint.write_manifest = slow
-checkpoints.save(8, {"x": jnp.arange(4)}, {"step": 8})
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_killed_while_it_saves(tmp_path, mode, moment):
-    command = [sys.executable, "-c", KILLED, str(tmp_path), mode, moment]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "now\n"
-        process.send_signal(signal.SIGKILL)
-    assert len(list(tmp_path.iterdir())) == 2
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.steps() == [4]
-    like = {"x": jnp.arange(4)}
-    state, loop = restored(checkpoints, like)
-    assert_same(state, like)
-    assert loop == {"step": 4}
-    checkpoints.save(9, like, {"step": 9})
-    checkpoints.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "9"]

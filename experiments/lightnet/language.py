@@ -258,7 +258,7 @@ def train_language_model(
     *,
     seed: int,
 ) -> Any:
-    """Describe a model in its folder and train it.
+    """Describe a model in its folder and train it from initial values for its width.
 
     Args:
         config: of the training.
@@ -273,8 +273,15 @@ def train_language_model(
         The outcome of `experiments.training.loop.train`.
     """
     from experiments.language_models import describe
+    from experiments.lightnet.initial_values import for_narrow_models
     from experiments.training.loop import train
 
     describe(folder, model)
     task = next_token_task(model.build(remat=config.remat), held_out, lengths, 4 * config.batch_size)
+    created = task.init
+
+    def init(key: Any) -> Any:
+        return for_narrow_models(created(key), model.width)
+
+    task = replace(task, init=init)
     return train(config, task, train_rows, folder, seed=seed, label=folder.name)

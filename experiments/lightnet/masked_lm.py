@@ -175,6 +175,7 @@ def masked_task(model: Any, held_out: dict[str, np.ndarray], rate: float, batch_
     import jax
     import jax.numpy as jnp
 
+    from experiments.lightnet.initial_values import for_narrow_models
     from experiments.training.task import Loss, Task
     from experiments.training.validation import validation
 
@@ -196,7 +197,10 @@ def masked_task(model: Any, held_out: dict[str, np.ndarray], rate: float, batch_
         found = means(variables)
         return {"held_out": found["nats"] / found["hidden"]}
 
-    return Task(init=lambda key: model.init(key, jnp.zeros((1, 8), jnp.int32)), loss=loss, evaluate=evaluate)
+    def init(key: Any) -> Any:
+        return for_narrow_models(model.init(key, jnp.zeros((1, 8), jnp.int32)), model.backbone.width)
+
+    return Task(init=init, loss=loss, evaluate=evaluate)
 
 
 def models_of(config: Config) -> dict[str, tuple[Any, int]]:

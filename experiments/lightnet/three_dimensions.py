@@ -159,7 +159,8 @@ def _train(
     """Test accuracies (seeds,) in %, parameters of one model, and seconds of its training."""
     import jax.numpy as jnp
 
-    from experiments.lightnet.together import for_narrow_models, number_of_parameters, train_together
+    from experiments.lightnet.initial_values import for_narrow_models
+    from experiments.lightnet.together import number_of_parameters, train_together
 
     model = model_of(config, encoding)
     outcome = train_together(

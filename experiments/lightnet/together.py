@@ -176,29 +176,3 @@ def one_of(params: Any, index: int) -> Any:
         1.0
     """
     return jax.tree.map(lambda leaf: leaf[index], params)
-
-
-def for_narrow_models(params: Any, width: int) -> Any:
-    """Kernels with initial values for a wide model, of standard deviation 0.02, made larger: by 1 / (0.02 sqrt(width)).
-
-    The library's kernels inside blocks begin as in GPT-2, which suits widths of about 2500 and more; at a width of 32
-    each block would begin close to the identity, and a few hundred steps are too few to leave it.
-
-    Args:
-        params: of one model; only leaves called "kernel" inside of blocks change.
-        width: channels D.
-
-    Returns:
-        The parameters.
-
-    Example:
-        >>> for_narrow_models({"blocks_0": {"kernel": jnp.ones(1), "scale": jnp.ones(1)}}, 25)["blocks_0"]
-        {'kernel': Array([10.], dtype=float32), 'scale': Array([1.], dtype=float32)}
-    """
-
-    def scaled(path: tuple, leaf: jax.Array) -> jax.Array:
-        names = [entry.key for entry in path if hasattr(entry, "key")]
-        inside = "kernel" in names and any(name.startswith("blocks_") for name in names)
-        return leaf / (0.02 * width**0.5) if inside else leaf
-
-    return jax.tree_util.tree_map_with_path(scaled, params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lightnet.together import for_narrow_models, orders, summed_losses, train_together
+from experiments.lightnet.together import orders, summed_losses, train_together
 from experiments.training.config import OptimizerConfig, TrainConfig
 
 X = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
@@ -51,10 +51,3 @@ def test_a_common_norm_of_the_gradients_is_refused(tmp_path):
     clipped = replace(SETTINGS, optimizer=replace(SETTINGS.optimizer, clip_norm=1.0))
     with pytest.raises(ValueError, match=r"clip_norm: got 1\.0, expected 0"):
         train_together(clipped, init, loss, 12, tmp_path, seeds=(0,), label="clipped")
-
-
-def test_only_kernels_of_blocks_are_made_larger():
-    tree = {"blocks_1": {"mix": {"kernel": jnp.ones(2), "scale": jnp.ones(2)}}, "head": {"kernel": jnp.ones(2)}}
-    got = for_narrow_models(tree, 100)
-    assert got["blocks_1"]["mix"]["kernel"].tolist() == pytest.approx([5.0, 5.0])
-    assert got["blocks_1"]["mix"]["scale"].tolist() == got["head"]["kernel"].tolist() == [1.0, 1.0]

@@ -116,6 +116,12 @@ PRESETS = {
     ),
 }
 
+BPE_PEERS = {
+    "mamba": "mamba+none",
+    "softmax": "softmax+lrpe",
+    "multiplicative": "multiplicative+both",
+    "linear": "linear+both",
+}
 CLAIMS = (
     # The margin: 2 % of the loss is 0.04 nats per byte, less than a short convolution gained in earlier trials (0.063).
     Claim(
@@ -147,6 +153,17 @@ CLAIMS = (
         "below",
         0.0,
         kind="ours",
+    ),
+    *(
+        Claim(
+            f"lightnet/R7-bpe-against-{mixer}",
+            f"BPE: held-out loss of LightNet with both encodings minus that of {model}, over the latter",
+            "within",
+            0.0,
+            tolerance=0.02,
+            kind="ours",
+        )
+        for mixer, model in BPE_PEERS.items()
     ),
 )
 
@@ -228,21 +245,36 @@ def _append(table: dict[str, list], *row: Any) -> None:
 
 
 def _measured(config: Config, losses: dict[str, list]) -> dict[str, Any]:
-    """The claims whose models were trained on bytes, one value per seed."""
-    loss: dict[str, np.ndarray] = {}
-    for name in config.models:
+    """The claims whose models were trained, one value per seed."""
+
+    def loss(name: str, *, of_bytes: bool) -> np.ndarray | None:
         rows = zip(losses["tokens"], losses["model"], losses["loss"], strict=True)
-        loss[name] = np.array([value for tokens, model, value in rows if (tokens, model) == (BYTES, name)])
-    none, lrpe, both, linear, softmax, multiplicative, mamba = (loss.get(name, np.array([])) for name in ALL)
-    if not all(len(loss.get(name, ())) for name in ALL):
-        return {}
-    near_linear = 0.02 * linear - np.abs(both - linear)
-    return {
-        "lightnet/causal-matches-mamba": (both - mamba) / mamba,
-        "lightnet/R7-causal-positions": np.minimum(none - lrpe, lrpe - both),
-        "lightnet/R7-against-other-mixers": np.minimum.reduce([both - softmax, both - multiplicative, near_linear]),
-        "lightnet/review-plain-linear-attention": both - linear,
-    }
+        values = [value for tokens, model, value in rows if model == name and (tokens == BYTES) == of_bytes]
+        return np.array(values) if len(values) == len(config.seeds) else None
+
+    measured: dict[str, Any] = {}
+    both = loss("lightnet+both", of_bytes=False)
+    for mixer, model in BPE_PEERS.items():
+        peer = loss(model, of_bytes=False)
+        if both is not None and peer is not None:
+            measured[f"lightnet/R7-bpe-against-{mixer}"] = (both - peer) / peer
+    on_bytes = [loss(name, of_bytes=True) for name in ALL]
+    return measured | _of_bytes(*on_bytes)
+
+
+def _of_bytes(none: Any, lrpe: Any, both: Any, linear: Any, softmax: Any, multiplicative: Any, mamba: Any) -> dict:
+    """The claims on bytes; None stands for a model that was not trained."""
+    measured: dict[str, Any] = {}
+    if both is not None and mamba is not None:
+        measured["lightnet/causal-matches-mamba"] = (both - mamba) / mamba
+    if not any(loss is None for loss in (none, lrpe, both)):
+        measured["lightnet/R7-causal-positions"] = np.minimum(none - lrpe, lrpe - both)
+    if both is not None and linear is not None:
+        measured["lightnet/review-plain-linear-attention"] = both - linear
+        if softmax is not None and multiplicative is not None:
+            margins = [both - softmax, both - multiplicative, 0.02 * linear - np.abs(both - linear)]
+            measured["lightnet/R7-against-other-mixers"] = np.minimum.reduce(margins)
+    return measured
 
 
 def plot(result: StoredResult) -> Figure:

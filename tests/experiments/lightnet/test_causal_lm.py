@@ -26,13 +26,23 @@ def test_claims_are_differences_with_the_right_sign():
     for seed in (0, 1):
         for name, loss in losses.items():
             causal_lm._append(table, BYTES, name, seed, loss + 0.1 * seed)
-            causal_lm._append(table, 1024, name, seed, 9.0)
-    measured = causal_lm._measured(causal_lm.PRESETS["cpu"], table)
+            causal_lm._append(table, 1024, name, seed, 2 * loss)
+    config = replace(causal_lm.PRESETS["cpu"], seeds=(0, 1))
+    measured = causal_lm._measured(config, table)
     assert set(measured) == {claim.id for claim in causal_lm.CLAIMS}
+    np.testing.assert_allclose(measured["lightnet/R7-bpe-against-mamba"], [0.4 / 3.6, 0.4 / 3.6])
     np.testing.assert_allclose(measured["lightnet/causal-matches-mamba"], [0.2 / 1.8, 0.2 / 1.9])
     np.testing.assert_allclose(measured["lightnet/R7-causal-positions"], [0.2, 0.2])
     np.testing.assert_allclose(measured["lightnet/R7-against-other-mixers"], [0.0106, 0.0126])
     np.testing.assert_allclose(measured["lightnet/review-plain-linear-attention"], [-0.03, -0.03])
+    kept = [i for i, name in enumerate(table["model"]) if name in ("lightnet+both", "mamba+none", "linear+both")]
+    fewer = causal_lm._measured(config, {column: [values[i] for i in kept] for column, values in table.items()})
+    assert set(fewer) == {
+        "lightnet/causal-matches-mamba",
+        "lightnet/review-plain-linear-attention",
+        "lightnet/R7-bpe-against-mamba",
+        "lightnet/R7-bpe-against-linear",
+    }
 
 
 def test_unknown_models_are_refused():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_origin, get_type_hints
 
 from experiments.distributed import is_primary
 from experiments.errors import UserError
@@ -32,6 +32,7 @@ CONFIG, TENSORS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 MODEL_TYPE = "lightnet_lab"
 ACTIVATIONS = ("silu", "sigmoid", "gelu", "relu", "tanh")  # names in flax.linen
 _MOST_LABELS = 12  # that one line lists
+_KINDS = {int: "an integer", str: "a string", bool: "true or false", Mapping: "an object"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +198,8 @@ def load(path: str | Path, label: str | None = None) -> Trained:
     if label is not None:
         raise UserError(f"--model: got {label!r}, but {folder} is one exported model")
     kind = config.pop("model_type")
+    if kind == "lightnet":  # of flash-linear-attention
+        raise UserError(f"{folder} is a checkpoint of flash-linear-attention: use lightnet.pretrained.load_pretrained")
     if kind not in LOADERS:
         raise UserError(f"{folder}: {unknown('model_type', str(kind), LOADERS)}")
     return LOADERS[kind](folder, config)
@@ -219,7 +222,8 @@ def export(folder: str | Path, trained: Trained) -> None:
     folder = Path(folder)
     _refuse_foreign(folder)
     config = {"model_type": MODEL_TYPE, **to_plain(trained.language_model)}
-    tokenizer = config.pop("tokenizer")
+    tokenizer = config["tokenizer"]
+    config["tokenizer"] = TOKENIZER if tokenizer else None
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named(trained.variables["params"]).items()}
     files = {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), TENSORS: save(tensors)}
     replace_folder(folder, files | ({TOKENIZER: tokenizer.encode()} if tokenizer else {}))
@@ -255,9 +259,8 @@ def _checkpointed(folder: Path) -> Trained:
 
     from experiments.training.checkpoint import Checkpoints
 
-    language_model = _described(folder / DESCRIPTION, read_json(folder / DESCRIPTION))
-    model = language_model.build()
-    like = {"params": _shapes(model)}  # the loop's own "params" are all that is trained, and collections beside them
+    language_model, model, variables = _described(folder / DESCRIPTION, read_json(folder / DESCRIPTION))
+    like = {"params": variables}  # the loop's own "params" are all that is trained, and collections beside them
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with closing(Checkpoints(folder / CHECKPOINTS, read_only=True)) as checkpoints:
         fields = checkpoints.restore_params(like, jax.tree.map(lambda _: place, like), ema=True)
@@ -271,10 +274,14 @@ def _exported(folder: Path, config: dict[str, Any]) -> Trained:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8") if (folder / TOKENIZER).is_file() else None
-    language_model = _described(folder / CONFIG, {**config, "tokenizer": tokenizer})
-    model = language_model.build()
-    shapes = _shapes(model)["params"]
+    if "tokenizer" not in config or config["tokenizer"] not in (None, TOKENIZER):
+        raise UserError(f"{folder / CONFIG}: got no tokenizer, expected {TOKENIZER!r} or null")
+    if config["tokenizer"] is not None:
+        if not (folder / TOKENIZER).is_file():
+            raise UserError(f"{folder / TOKENIZER} does not exist, and {CONFIG} says that it belongs to the model")
+        config = {**config, "tokenizer": (folder / TOKENIZER).read_text(encoding="utf-8")}
+    language_model, model, variables = _described(folder / CONFIG, config)
+    shapes = variables["params"]
     try:
         tensors = load_file(folder / TENSORS)
     except FileNotFoundError:
@@ -290,17 +297,25 @@ def _exported(folder: Path, config: dict[str, Any]) -> Trained:
 LOADERS: dict[str, Callable[[Path, dict[str, Any]], Trained]] = {MODEL_TYPE: _exported}
 
 
-def _described(path: Path, plain: Mapping[str, Any]) -> LanguageModel:
-    """The description that a file holds."""
+def _described(path: Path, plain: Mapping[str, Any]) -> tuple[LanguageModel, CausalLM, Any]:
+    """The description that a file holds, its model, and shapes and dtypes of the variables."""
     known = {entry.name: entry for entry in dataclasses.fields(LanguageModel)}
     required = {name for name, entry in known.items() if entry.default is entry.default_factory is dataclasses.MISSING}
     wrong = [f"no {name}" for name in required - plain.keys()] + [f"unknown {name}" for name in plain.keys() - known]
     if wrong:
         raise UserError(f"{path} does not describe a language model: {', '.join(sorted(wrong))}")
+    for name, hint in get_type_hints(LanguageModel).items():
+        kind = str if name == "tokenizer" else get_origin(hint) or hint
+        if (value := plain.get(name)) is None and (name == "tokenizer" or name not in plain):
+            continue
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise UserError(f"{path}: {name} is {value!r}, expected {_KINDS[kind]}")
     try:
-        return LanguageModel(**plain)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+        language_model = LanguageModel(**plain)
+        model = language_model.build()
+        return language_model, model, _shapes(model)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
 def _shapes(model: CausalLM) -> Any:

@@ -5,11 +5,71 @@ Importing this module imports no JAX, so that a config can check its names.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
+
+from experiments.registry import unknown
 
 MIXERS = ("lightnet", "linear", "softmax", "multiplicative", "multiplicative-2", "multiplicative-4", "mamba")
 CAUSAL_ONLY, ORDER_FREE_ONLY = ("multiplicative", "mamba"), ("multiplicative-2", "multiplicative-4")
 POSITIONS = ("none", "lrpe", "tpe", "both", "rotary", "learned", "seqpe")
+Task = Literal["causal text", "text", "pictures"]
+_OUT_OF_PLACE = {
+    "causal text": (ORDER_FREE_ONLY, "scans both ways and would see the future"),
+    "text": (("multiplicative-4",), "scans two axes, and text has one"),
+    "pictures": (("mamba",), "scans one axis, and pictures have two"),
+}
+
+
+def read_model(name: str, field: str, task: Task) -> tuple[str, str]:
+    """The mixer and the positions of a model that a config names "mixer+positions".
+
+    Args:
+        name: for example "lightnet+both".
+        field: of the config, for the message.
+        task: what the model is for, which some mixers are not.
+
+    Returns:
+        (mixer, positions).
+
+    Raises:
+        ValueError: one of the two does not exist, or the mixer is not for the task.
+
+    Example:
+        >>> read_model("multiplicative-2+lrpe", "models", "pictures")
+        ('multiplicative-2', 'lrpe')
+    """
+    if "+" not in name:
+        raise ValueError(f"{field}: got {name!r}, expected a mixer and its positions, such as lightnet+both")
+    kind, _, encoding = name.partition("+")
+    check_model(kind, encoding, field, task)
+    return kind, encoding
+
+
+def check_model(kind: str, encoding: str, field: str, task: Task) -> None:
+    """Refuse a model that does not exist, before anything is trained.
+
+    Args:
+        kind: name of the mixer.
+        encoding: name of the positions.
+        field: of the config, for the message.
+        task: what the model is for.
+
+    Raises:
+        ValueError: one of the two does not exist, or the mixer is not for the task.
+
+    Example:
+        >>> check_model("mamba", "none", "variants", "pictures")
+        Traceback (most recent call last):
+        ...
+        ValueError: variants: got mamba with none, but mamba scans one axis, and pictures have two
+    """
+    if kind not in MIXERS:
+        raise ValueError(f"{field}: got {kind} with {encoding}: {unknown('mixer', kind, MIXERS)}")
+    if encoding not in POSITIONS:
+        raise ValueError(f"{field}: got {kind} with {encoding}: {unknown('positions', encoding, POSITIONS)}")
+    refused, reason = _OUT_OF_PLACE[task]
+    if kind in refused:
+        raise ValueError(f"{field}: got {kind} with {encoding}, but {kind} {reason}")
 
 
 def mixer(name: str, *, causal: bool, **options: Any) -> Callable[..., Any]:

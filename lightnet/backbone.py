@@ -323,7 +323,7 @@ class CausalLM(nn.Module):
             mask: (B, L), true at real tokens; padding may stand anywhere.
 
         Returns:
-            Float32 logits (B, L, V), and the state after the last token, ready for `step`.
+            Logits (B, L, V), float32 at least, and the state after the last token, ready for `step`.
 
         Raises:
             ValueError: `tokens` is not a (B, L) array of integers, more than `max_length` of them are read, those of a
@@ -351,8 +351,8 @@ class CausalLM(nn.Module):
             state: from `init_state`, a whole sequence or an earlier step.
 
         Returns:
-            Float32 logits (B, V) of the next token, and the new state. Under jit, where the position cannot be checked,
-            logits beyond the learned positions are NaN rather than plausible.
+            Logits (B, V) of the next token, float32 at least, and the new state. Under jit, where the position cannot
+            be checked, logits beyond the learned positions are NaN rather than plausible.
 
         Raises:
             ValueError: as for a whole sequence.
@@ -388,5 +388,6 @@ class CausalLM(nn.Module):
 
     def _logits(self, x: Array) -> Array:
         kernel = self.embedding[: self.vocab_size] if self.tied else self.head
-        logits = jnp.einsum("...d,vd->...v", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        logits = jnp.einsum("...d,vd->...v", x, kernel.astype(x.dtype), preferred_element_type=wide)
         return logits + jnp.broadcast_to(self.bias, logits.shape) if self.head_bias else logits

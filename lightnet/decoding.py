@@ -29,14 +29,14 @@ class Sampling(NamedTuple):
     """How a token is drawn; see `sample`."""
 
     temperature: float | int = 1.0
-    top_k: int = 0
+    top_k: float | int = 0
     top_p: float | int = 1.0
 
     def check(self) -> None:
         """Raise a ValueError if something is out of range."""
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature: got {self.temperature}, expected a number from 0")
-        if self.top_k < 0:
+        if not isinstance(self.top_k, int | np.integer) or self.top_k < 0:
             raise ValueError(f"top_k: got {self.top_k}, expected an integer from 0, where 0 keeps all")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: got {self.top_p}, expected a number above 0 and up to 1, where 1 keeps all")
@@ -64,7 +64,7 @@ def prefill(
         the model's `step`.
 
     Raises:
-        ValueError: as the model raises it.
+        ValueError: as the model raises it; or the model has no such token.
 
     Example:
         >>> from lightnet.backbone import Backbone, CausalLM
@@ -77,6 +77,7 @@ def prefill(
         ((2, 5), [3, 1])
     """
     tokens, mask = as_arrays(tokens=tokens, mask=mask)
+    _check_ids("tokens", tokens, mask, model)
     outputs: Any = model.apply(variables, tokens, state, mask=mask)
     logits, after = outputs
     if mask is None:
@@ -98,23 +99,28 @@ def reorder(state: Any, indices: ArrayInput | Sequence[int]) -> Any:
         The state of B' rows.
 
     Raises:
-        ValueError: `indices` is not a list of rows that there are.
+        ValueError: `indices` is not a list of rows that there are, or there is no state.
 
     Example:
         >>> reorder({"h": jnp.array([[1.0], [2.0]])}, [1, 1, 0])["h"].ravel().tolist()
         [2.0, 2.0, 1.0]
     """
     indices = jnp.asarray(indices)
-    rows = min(leaf.shape[0] for leaf in jax.tree.leaves(state))
+    leaves = jax.tree.leaves(state)
+    if not leaves or not indices.size:
+        raise ValueError(
+            "state: got none, expected arrays" if not leaves else "indices: got none, expected a row or more"
+        )
+    rows = min(leaf.shape[0] for leaf in leaves)
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"indices: got {indices.dtype}{list(indices.shape)}, expected integers (B,)")
-    if known(indices) and indices.size and not (indices.min() >= 0 and indices.max() < rows):
+    if known(indices) and not (indices.min() >= 0 and indices.max() < rows):
         raise ValueError(f"indices: got {indices.tolist()}, expected rows from 0 to {rows - 1}")
     return jax.tree.map(lambda leaf: leaf[indices], state)
 
 
 def sample(
-    key: Array, logits: ArrayInput, *, temperature: float | int = 1.0, top_k: int = 0, top_p: float | int = 1.0
+    key: Array, logits: ArrayInput, *, temperature: float | int = 1.0, top_k: float | int = 0, top_p: float | int = 1.0
 ) -> Array:
     """Draw tokens from softmax(logits / temperature), of which only the likeliest may be kept.
 
@@ -157,7 +163,7 @@ def generate(
     *,
     mask: ArrayInput | None = None,
     temperature: float | int = 1.0,
-    top_k: int = 0,
+    top_k: float | int = 0,
     top_p: float | int = 1.0,
 ) -> Array:
     """Continue prompts by a fixed number of tokens, in one compiled loop.
@@ -190,7 +196,7 @@ def generate(
         (1, 4)
     """
     sampling = Sampling(temperature, top_k, top_p)
-    prompt, mask = _checked(sampling, prompt, mask, steps)
+    prompt, mask = _checked(model, sampling, prompt, mask, steps)
     token, state = _begun(model, variables, prompt, mask, key, sampling)
     if steps > 1:
         _, _, following = _continued(model, variables, token, state, key, jnp.int32(1), sampling, steps - 1)
@@ -211,7 +217,7 @@ def stream(
     steps: int | None = None,
     mask: ArrayInput | None = None,
     temperature: float | int = 1.0,
-    top_k: int = 0,
+    top_k: float | int = 0,
     top_p: float | int = 1.0,
     chunk: int = 1,
 ) -> Iterator[np.ndarray]:
@@ -249,7 +255,7 @@ def stream(
         4
     """
     sampling = Sampling(temperature, top_k, top_p)
-    prompt, mask = _checked(sampling, prompt, mask, steps)
+    prompt, mask = _checked(model, sampling, prompt, mask, steps)
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}, expected at least 1")
     start = _begun(model, variables, prompt, mask, key, sampling)
@@ -345,7 +351,7 @@ def _drawn(key: Array, logits: Float[Array, "B V"], sampling: Sampling) -> Int[A
 
 
 def _from_likeliest(key: Array, logits: Float[Array, "B V"], sampling: Sampling) -> Int[Array, " B"]:
-    size = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
+    size = min(int(sampling.top_k) or logits.shape[-1], logits.shape[-1])
     if size == logits.shape[-1] and sampling.top_p == 1:
         return jax.random.categorical(key, logits)
     logits, ids = jax.lax.top_k(logits, size)
@@ -358,16 +364,29 @@ def _from_likeliest(key: Array, logits: Float[Array, "B V"], sampling: Sampling)
 
 
 def _checked(
-    sampling: Sampling, prompt: ArrayInput, mask: ArrayInput | None, steps: int | None
+    model: nn.Module, sampling: Sampling, prompt: ArrayInput, mask: ArrayInput | None, steps: int | None
 ) -> tuple[Array, Array | None]:
     """The prompt and the mask as arrays; the model itself checks the rest."""
     sampling.check()
     prompt, mask = as_arrays(prompt=prompt, mask=mask)
     if prompt.ndim != 2 or prompt.shape[1] < 1:
         raise ValueError(f"prompt: got shape {list(prompt.shape)}, expected (B, P) with P from 1")
+    _check_ids("prompt", prompt, mask, model)
     if steps is not None and steps < 1:
         raise ValueError(f"steps: got {steps}, expected at least 1")
     return prompt, mask
+
+
+def _check_ids(name: str, tokens: Array, mask: Array | None, model: Any) -> None:
+    """Refuse ids that the model does not have, where they are known; indexing would take the nearest."""
+    if not known(tokens) or not known(mask) or not hasattr(model, "vocab_size"):
+        return
+    size, ids = model.vocab_size + getattr(model, "num_input_only", 0), np.asarray(tokens)
+    wrong = (ids < 0) | (ids >= size)
+    if mask is not None and mask.shape == ids.shape:
+        wrong &= np.asarray(mask)
+    if wrong.any():
+        raise ValueError(f"{name}: got the id {ids[wrong][0]}, expected ids from 0 to {size - 1} (V = {size})")
 
 
 def _refuse_failed(tokens: np.ndarray, before: int) -> None:

@@ -123,7 +123,7 @@ class DiffusionTransformer(nn.Module):
             label: (B,) class ids up to `num_classes`, where there are classes.
 
         Returns:
-            Float32 (B, n_1, ..., n_A, C or `channels_out`).
+            (B, n_1, ..., n_A, C or `channels_out`), float32 at least.
 
         Raises:
             ValueError: a shape is another than stated, or labels are given without classes or missing with them.
@@ -145,7 +145,8 @@ class DiffusionTransformer(nn.Module):
         zeros = partitioned(nn.initializers.zeros, "embed", None)
         features = channels * math.prod(self.patch)
         x = (1 + scale) * norm(name="final_norm")(x) + shift
-        return unpatched(nn.Dense(features, kernel_init=zeros, name="head")(x.astype(jnp.float32)), grid, self.patch)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return unpatched(nn.Dense(features, kernel_init=zeros, name="head")(x), grid, self.patch)
 
     def _condition(self, time: Array, label: Array | None) -> Array:
         """Embedded time plus embedded class (B, D)."""

@@ -127,7 +127,7 @@ class Classifier(nn.Module):
             x: (B, n_1, ..., n_A, C).
 
         Returns:
-            Float32 logits (B, classes).
+            Logits (B, classes), float32 at least.
 
         Raises:
             ValueError: a shape is another than stated.
@@ -189,7 +189,7 @@ class MaskedLM(nn.Module):
             mask: (B, L), true at real tokens; padding may stand anywhere. Not the tokens to predict.
 
         Returns:
-            Float32 logits (B, L, V).
+            Logits (B, L, V), float32 at least.
 
         Raises:
             ValueError: `tokens` is not a (B, L) array of integers, or the mixer does not support what is asked.
@@ -203,5 +203,6 @@ class MaskedLM(nn.Module):
             x, _ = self.places(x, segment_ids=segment_ids, mask=mask)
         x, _ = self.backbone(x, segment_ids=segment_ids, mask=mask)
         kernel = self.embedding[: self.vocab_size] if self.tied else self.head
-        logits = jnp.einsum("...d,vd->...v", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        logits = jnp.einsum("...d,vd->...v", x, kernel.astype(x.dtype), preferred_element_type=wide)
         return logits + self.bias[None, None]

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from lightnet.backbone import Capabilities, Mixer, partitioned
 from lightnet.scan import causal_conv, causal_conv_step, selective_scan, selective_step
+from lightnet.scan.states import computing_state, stored_state
 from lightnet.typing import Array
 
 STEP_FLOOR = 1e-4  # the smallest initial step
@@ -237,21 +238,24 @@ class Mamba(Mixer):
             ValueError: a shape is another than stated.
         """
         per_token: dict[str, Any] = {"segment_ids": segment_ids, "mask": mask}
-        conv, ssm = (None, None) if state is None else state
+        conv, ssm = (
+            (None, None) if state is None else computing_state(state, self.dtype, x, self.variables.get("params", {}))
+        )
         x = _zero_masked(x, mask)
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
         u, conv = causal_conv(u, *self._taps(u), initial_state=conv, **per_token)
         u = nn.silu(u)
         y, ssm = selective_scan(u, *self._selected(u), self._skip(), z=z, initial_state=ssm, **per_token)
-        return _zero_masked(self.out_proj(y), mask), MambaState(conv, ssm)
+        return _zero_masked(self.out_proj(y), mask), stored_state(MambaState(conv, ssm), state)
 
     def step(self, x: Array, state: MambaState) -> tuple[Array, MambaState]:
         """Advance by one token (B, D)."""
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
-        u, conv = causal_conv_step(u, *self._taps(u), state.conv)
+        before = computing_state(state, self.dtype, x, self.variables.get("params", {}))
+        u, conv = causal_conv_step(u, *self._taps(u), before.conv)
         u = nn.silu(u)
-        y, ssm = selective_step(u, *self._selected(u), self._skip(), state.ssm, z=z)
-        return self.out_proj(y), MambaState(conv, ssm)
+        y, ssm = selective_step(u, *self._selected(u), self._skip(), before.ssm, z=z)
+        return self.out_proj(y), stored_state(MambaState(conv, ssm), state)
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token."""

@@ -23,7 +23,7 @@ import numpy as np
 from experiments import results
 from experiments.lightnet import language
 from experiments.lightnet.language import BYTES, ModelConfig, TextConfig
-from experiments.mixers import MIXERS, POSITIONS
+from experiments.mixers import read_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 
@@ -79,10 +79,9 @@ class Config(results.Config):
         super().__post_init__()
         require("the smallest of vocabularies", min(self.vocabularies, default=0), BYTES)
         require("train.eval_every", self.train.eval_every, 1)
-        for model in (*self.models, *self.bpe_models):
-            mixer, _, positions = model.partition("+")
-            if mixer not in MIXERS or positions not in POSITIONS:
-                raise ValueError(f"models: got {model!r}, expected a mixer and its positions, such as lightnet+both")
+        for name in ("models", "bpe_models"):
+            for model in getattr(self, name):
+                read_model(model, name, "causal text")
 
 
 PRESETS = {
@@ -230,11 +229,13 @@ def described(config: Config, vocabulary: language.Vocabulary) -> dict[str, Lang
         width=config.model.width,
         num_heads=config.model.num_heads,
         hidden=config.model.hidden,
+        length=config.text.length,
         tokenizer=vocabulary.tokenizer,
     )
     parameters, models = language.count_parameters(reference.build()), {}
-    for name in config.models if vocabulary.tokenizer is None else config.bpe_models:
-        mixer, _, positions = name.partition("+")
+    field = "models" if vocabulary.tokenizer is None else "bpe_models"
+    for name in getattr(config, field):
+        mixer, positions = read_model(name, field, "causal text")
         models[name] = language.at_equal_size(replace(reference, mixer=mixer, positions=positions), parameters)
     return models
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import results
-from experiments.mixers import MIXERS, POSITIONS, mixer, positions
+from experiments.mixers import check_model, mixer, positions
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 
@@ -105,15 +105,16 @@ class Config(results.Config):
         require("eta", self.eta, 0, 1)
         if 8 % self.patch:
             raise ValueError(f"patch: got {self.patch}, expected a divisor of 8")
+        if len(set(self.variants)) < len(self.variants) or not self.variants:
+            raise ValueError("variants: expected at least one, each of them once")
         for kind, encoding in self.variants:
-            if kind not in MIXERS or encoding not in POSITIONS or kind == "mamba":
-                raise ValueError(f"variants: got {kind} with {encoding}, expected mixers of pictures and positions")
+            check_model(kind, encoding, "variants", "pictures")
 
 
 PRESETS = {
     "smoke": Config(
-        seeds=(0, 1),
-        variants=(("lightnet", "both"),),
+        seeds=(0,),
+        variants=(("lightnet", "none"),),
         width=8,
         layers=1,
         hidden=8,
@@ -179,6 +180,7 @@ def run(config: Config, run_dir: Path) -> Result:
     from experiments.runs import record_data
     from experiments.sources.digits import load_digits
 
+    models = {variant: model_of(config, variant, matched_hidden(config, variant)) for variant in config.variants}
     digits = load_digits()
     data = {"digits": digits.sha256}
     record_data(run_dir, data)
@@ -190,8 +192,9 @@ def run(config: Config, run_dir: Path) -> Result:
     table["seconds"] = []
     asked = np.arange(config.samples, dtype=np.int32) % CLASSES
     grids = {}
-    for variant in config.variants:
-        samples, parameters, seconds = _train_and_sample(config, variant, pictures, train.labels, asked, run_dir)
+    for variant, model in models.items():
+        folder = run_dir / "training" / "-".join(variant)
+        samples, parameters, seconds = _train_and_sample(config, model, pictures, train.labels, asked, folder)
         grids[", ".join(variant)] = samples[0, : PICTURES * CLASSES, ..., 0].astype(np.float32)
         for seed, drawn in zip(config.seeds, samples, strict=True):
             features, seen = judge(drawn)
@@ -240,9 +243,19 @@ def matched_hidden(config: Config, variant: tuple[str, str]) -> int:
 
     Returns:
         The width; one more or less is 3 D parameters in each block.
+
+    Raises:
+        ValueError: even without the unit the variant would have more parameters.
     """
     surplus = _count(config, config.variants[0], config.hidden) - _count(config, variant, config.hidden)
-    return config.hidden + round(surplus / (3 * config.width * config.layers))
+    hidden = config.hidden + round(surplus / (3 * config.width * config.layers))
+    if hidden < 1:
+        needed = config.hidden + 1 - hidden
+        raise ValueError(
+            f"hidden: got {config.hidden}, expected at least {needed}, so that {' with '.join(variant)} can have as "
+            f"few parameters as {' with '.join(config.variants[0])}"
+        )
+    return hidden
 
 
 def _count(config: Config, variant: tuple[str, str], hidden: int) -> int:
@@ -276,25 +289,24 @@ def _scaled(tree: Any, factor: float) -> Any:
 
 def _train_and_sample(
     config: Config,
-    variant: tuple[str, str],
+    model: Any,
     pictures: np.ndarray,
     labels: np.ndarray,
     asked: np.ndarray,
-    run_dir: Path,
+    folder: Path,
 ) -> tuple[np.ndarray, int, float]:
     """Samples (seeds, samples, 8, 8, 1), parameters of one model, and seconds of its training."""
     from experiments.lightnet.together import number_of_parameters, train_together
     from experiments.training.update import evaluated
 
-    model = model_of(config, variant, matched_hidden(config, variant))
     outcome = train_together(
         config.train,
         partial(_initial, model),
         partial(_loss, config, model, pictures, labels),
         len(labels),
-        run_dir / "training" / "-".join(variant),
+        folder,
         seeds=config.seeds,
-        label=", ".join(variant),
+        label=folder.name,
         at_once=config.at_once,
     )
     averaged = evaluated(outcome.state)

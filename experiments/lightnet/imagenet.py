@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from experiments import results
-from experiments.mixers import MIXERS, POSITIONS, mixer, positions
+from experiments.mixers import mixer, positions, read_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 
@@ -114,9 +114,7 @@ class Config(results.Config):
         require("num_layers", self.num_layers, 1)
         require("train.eval_every", self.train.eval_every, 1)
         for model in self.models:
-            kind, _, encoding = model.partition("+")
-            if kind not in MIXERS or encoding not in POSITIONS or kind == "mamba":
-                raise ValueError(f"models: got {model!r}, expected a mixer of pictures and positions, as {LIGHTNET}")
+            read_model(model, "models", "pictures")
 
 
 PRESETS = {"paper": Config()}
@@ -170,7 +168,7 @@ def model_of(config: Config, name: str) -> Any:
     from experiments.sources.imagenet import CLASSES
     from lightnet.models import CLASSIFIERS, classifier
 
-    kind, _, encoding = name.partition("+")
+    kind, encoding = read_model(name, "models", "pictures")
     return classifier(
         replace(CLASSIFIERS[config.size], num_layers=config.num_layers),
         IMAGE,

@@ -20,7 +20,7 @@ import numpy as np
 from experiments import results
 from experiments.lightnet import language
 from experiments.lightnet.language import BYTES, ModelConfig, TextConfig
-from experiments.mixers import MIXERS, POSITIONS
+from experiments.mixers import read_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 
@@ -73,9 +73,7 @@ class Config(results.Config):
         if len(self.milliseconds) != len(self.models):
             raise ValueError(f"milliseconds: got {len(self.milliseconds)}, expected one for each of {self.models}")
         for model in self.models:
-            mixer, _, positions = model.partition("+")
-            if mixer not in MIXERS or positions not in POSITIONS:
-                raise ValueError(f"models: got {model!r}, expected a mixer and its positions, such as lightnet+both")
+            read_model(model, "models", "text")
 
     @property
     def steps(self) -> dict[str, int]:
@@ -225,7 +223,7 @@ def _build(config: Config, name: str, hidden: int) -> Any:
     from experiments.mixers import mixer, positions
     from lightnet.models import Size, masked_lm
 
-    kind, _, encodings = name.partition("+")
+    kind, encodings = read_model(name, "models", "text")
     size = Size(config.model.num_layers, config.model.width, config.model.num_heads, "ours", hidden=hidden)
     chosen = positions(encodings, length=config.text.length)
     return masked_lm(size, BYTES, mixer=mixer(kind, causal=False), remat=config.train.remat, **chosen)

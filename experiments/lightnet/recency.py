@@ -18,7 +18,9 @@ from lightnet.models import Size, causal_lm
 from lightnet.typing import Array
 
 
-def model(alphabet: int, *, mixer: str, positions: str, layers: int, width: int, heads: int, remat: str) -> CausalLM:
+def model(
+    alphabet: int, *, mixer: str, positions: str, layers: int, width: int, heads: int, remat: str, length: int = 0
+) -> CausalLM:
     """A small causal model that answers at each position.
 
     Args:
@@ -29,6 +31,7 @@ def model(alphabet: int, *, mixer: str, positions: str, layers: int, width: int,
         width: channels.
         heads: heads.
         remat: see `Backbone`.
+        length: tokens of a sequence, for learned positions.
 
     Returns:
         The model.
@@ -38,8 +41,8 @@ def model(alphabet: int, *, mixer: str, positions: str, layers: int, width: int,
         4
     """
     size = Size(layers, width, heads, source="ours")
-    constructor = mixers.mixer(mixer, causal=True)
-    return causal_lm(size, alphabet, mixer=constructor, remat=remat, **mixers.positions(positions))
+    encodings = mixers.positions(positions, length=length)
+    return causal_lm(size, alphabet, mixer=mixers.mixer(mixer, causal=True), remat=remat, **encodings)
 
 
 def recall_task(network: CausalLM, held_out: Recall, batch_size: int) -> Task:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import results
-from experiments.mixers import MIXERS, ORDER_FREE_ONLY
+from experiments.mixers import read_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.statistics import paired_differences
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
@@ -36,7 +36,6 @@ ABOUT = About(
     minutes={"smoke": 0.2, "cpu": 5},
 )
 LIGHTNET, BOTH, LINEAR = "lightnet+none", "lightnet+both", "linear+none"
-ENCODINGS = ("none", "lrpe", "tpe", "both")
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,7 @@ class Config(results.Config):
         if list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f"lengths: got {self.lengths}, expected growing numbers")
         for model in self.models:
-            mixer, _, positions = model.partition("+")
-            if mixer not in MIXERS or mixer in ORDER_FREE_ONLY or positions not in ENCODINGS:
-                raise ValueError(f"models: got {model!r}, expected a causal mixer, + and one of {', '.join(ENCODINGS)}")
+            read_model(model, "models", "causal text")
 
 
 PRESETS = {
@@ -262,11 +259,12 @@ def _train_one(
     from experiments.training.loop import train
 
     fit, held_out = parts
-    mixer, _, positions = name.partition("+")
+    mixer, positions = read_model(name, "models", "causal text")
     size: dict[str, Any] = {
         "layers": config.layers,
         "width": config.width,
         "heads": config.heads,
+        "length": length,
         "remat": config.train.remat,
     }
     network = model(config.alphabet, mixer=mixer, positions=positions, **size)

@@ -25,7 +25,7 @@ import numpy as np
 
 from experiments import results
 from experiments.lightnet import language
-from experiments.mixers import MIXERS, ORDER_FREE_ONLY, POSITIONS
+from experiments.mixers import read_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 
@@ -81,9 +81,7 @@ class Config(results.Config):
         require("length", self.length, 1)
         require("train.eval_every", self.train.eval_every, 1)
         for model in self.models:
-            mixer, _, positions = model.partition("+")
-            if mixer not in MIXERS or mixer in ORDER_FREE_ONLY or positions not in POSITIONS:
-                raise ValueError(f"models: got {model!r}, expected a causal mixer and positions, as {LIGHTNET}")
+            read_model(model, "models", "causal text")
 
 
 PRESETS = {"paper": Config()}
@@ -212,7 +210,7 @@ def described(config: Config, vocabulary: language.Vocabulary) -> dict[str, Lang
     )
     parameters, models = language.count_parameters(reference.build()), {}
     for name in config.models:
-        mixer, _, positions = name.partition("+")
+        mixer, positions = read_model(name, "models", "causal text")
         models[name] = language.at_equal_size(replace(reference, mixer=mixer, positions=positions), parameters)
     return models
 

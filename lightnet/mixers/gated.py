@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lightnet.backbone import Capabilities, Mixer
 from lightnet.mixers.parts import GatedOutput, Relative, into_heads, places, zero_masked
+from lightnet.scan.states import computing_state, stored_state
 from lightnet.typing import Array
 
 PerToken = dict[str, Any]  # segment_ids and mask
@@ -99,15 +100,18 @@ class GatedMixer(Mixer):
         x = zero_masked(x, mask)
         offset = None if state is None else state.position
         coordinates, after = places(x, self.grid, self.num_extra, segment_ids=segment_ids, mask=mask, offset=offset)
-        o, carried = self._read(x, coordinates, state, {"segment_ids": segment_ids, "mask": mask})
+        before = computing_state(state, self.dtype, x, self.variables.get("params", {}))
+        o, carried = self._read(x, coordinates, before, {"segment_ids": segment_ids, "mask": mask})
         y = zero_masked(self.output(o, x), mask)
-        return y, self.state_type(after, *carried) if self.capabilities.state else None
+        return y, stored_state(self.state_type(after, *carried), state) if self.capabilities.state else None
 
     def step(self, x: Array, state: Any) -> tuple[Array, Any]:
         """Advance by one token (B, D)."""
         self.require(step=True)
-        o, carried = self._read_one(x, state.position[:, None], state)
-        return self.output(o, x), self.state_type(state.position + 1, *carried)
+        o, carried = self._read_one(
+            x, state.position[:, None], computing_state(state, self.dtype, x, self.variables.get("params", {}))
+        )
+        return self.output(o, x), stored_state(self.state_type(state.position + 1, *carried), state)
 
     def _read(self, x: Array, coordinates: Array, state: Any, per_token: PerToken) -> tuple[Array, tuple]:
         """What each token reads (B, L, H, K), and the state behind the last one but for the position."""

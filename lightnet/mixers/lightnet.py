@@ -182,7 +182,10 @@ class LightNetAttention(GatedMixer):
 
     def _operands(self, x: Array, qkv: Array, coordinates: Array) -> Operands:
         q, k, v = jnp.unstack(qkv, axis=-3)
-        factor = None if self.relative is None else self.encoding(coordinates)
+        factor = None
+        if self.relative is not None:
+            # Angles have the default precision, which is not to be that of states.
+            factor = self.encoding(coordinates).astype(jnp.promote_types(q.dtype, jnp.float32))
         q = self.activation(q)
         if self.decay == "shared":
             return Operands(q, k, v, None, factor)

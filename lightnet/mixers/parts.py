@@ -96,7 +96,7 @@ def zero_masked(x: Array, mask: Array | None) -> Array:
 
 
 def precision_of_states(dtype: Any) -> Any:
-    """The precision of an empty state: float32 at least, as in the scan core."""
+    """The precision of an empty state: float32 at least; without a dtype the widest that parameters could have."""
     return jnp.result_type(float) if dtype is None else jnp.promote_types(dtype, jnp.float32)
 
 

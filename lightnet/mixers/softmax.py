@@ -106,7 +106,8 @@ class SoftmaxAttention(Mixer):
         keys, values, visible = k, v, None if plain else _visible_tokens(run, real, self.causal)
         if state is not None:
             self._check_room(state, x.shape[1])
-            keys, values = jnp.concatenate([state.keys, k], 1), jnp.concatenate([state.values, v], 1)
+            keys = jnp.concatenate([state.keys.astype(k.dtype), k], 1)
+            values = jnp.concatenate([state.values.astype(v.dtype), v], 1)
             visible = jnp.concatenate([_visible_slots(state, run), _visible_tokens(run, real, self.causal)], axis=-1)
         y = self.out(_attend(q, keys, values, visible, is_causal=self.causal and plain))
         y = zero_masked(y if state is None else _poison_overflow(y, state), mask)
@@ -114,6 +115,7 @@ class SoftmaxAttention(Mixer):
             return y, None
         if state is None:
             state = self.init_state(x.shape[0])
+            state = state._replace(keys=state.keys.astype(k.dtype), values=state.values.astype(v.dtype))
             self._check_room(state, x.shape[1])
         return y, _extend(state, k, v, run, real)
 
@@ -125,7 +127,7 @@ class SoftmaxAttention(Mixer):
         one = (x.shape[0], 1)
         state = _extend(state, k, v, jnp.zeros(one, jnp.int32), jnp.ones(one, bool))
         visible = _visible_slots(state, jnp.zeros(one, jnp.int32))
-        y = self.out(_attend(q, state.keys, state.values, visible))
+        y = self.out(_attend(q, state.keys.astype(k.dtype), state.values.astype(v.dtype), visible))
         return _poison_overflow(y, state)[:, 0], state
 
     def init_state(self, batch: int) -> AttentionState:

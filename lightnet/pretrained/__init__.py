@@ -90,8 +90,10 @@ def save_pretrained(path: str | Path, model: CausalLM, variables: Mapping[str, A
         variables: its parameters, stored in the precision that they have.
 
     Raises:
-        ValueError: a field of the model or a parameter is not what this layout can hold.
+        ValueError: a field of the model or a parameter is not what this layout can hold, or the path is a file.
     """
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ValueError(f"path: got {str(path)!r}, which is a file, expected a folder")
     architecture = architecture_of(model)
     entries = entries_of(architecture)
     if set(variables) != {"params"}:

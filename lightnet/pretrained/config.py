@@ -69,6 +69,9 @@ def read_config(options: Mapping[str, Any]) -> Architecture:
         null = name in SIZES_OR_NULL and o[name] is None
         if not null and (not isinstance(o[name], int) or o[name] < 1):
             raise ValueError(f"{CONFIG}: {name} is {o[name]!r}, expected a number from 1")
+    eps = o["norm_eps"]
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < float("inf"):
+        raise ValueError(f"{CONFIG}: norm_eps is {eps!r}, expected a positive number")
     return Architecture(
         vocab_size=o["vocab_size"],
         width=o["hidden_size"],

@@ -237,3 +237,29 @@ def test_what_is_not_supported_raises(mixer_class, options):
             apply(mixer, params, x, state)
         with pytest.raises(ValueError, match="step not supported"):
             apply(mixer, params, x[:, 0], state, method="step")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "x64"), [(jnp.bfloat16, False), (jnp.float32, True), (jnp.float64, True)])
+@pytest.mark.parametrize(("mixer_class", "options"), only("step"))
+def test_an_empty_state_can_be_stepped_in_every_precision(mixer_class, options, precision, x64):
+    mixer, params, x = build(mixer_class, options)
+    with jax.enable_x64(x64):
+        params, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), (params, x))
+        whole, end = apply(mixer, params, x)
+        token = jnp.moveaxis(x, 1, 0)
+
+        def steps(state):
+            return jax.lax.scan(lambda state, x: mixer.apply(params, x, state, method="step")[::-1], state, token)
+
+        _, y = jax.jit(steps)(mixer.init_state(BATCH))
+        if not hasattr(mixer, "max_length"):  # a cache would be full
+            jax.jit(steps)(end)
+        tolerance = {jnp.bfloat16: 0.1, jnp.float32: 2e-5, jnp.float64: 1e-11}[precision]
+        assert y.dtype == whole.dtype == precision
+        np.testing.assert_allclose(
+            jnp.moveaxis(y, 0, 1).astype(float),
+            whole.astype(float),
+            rtol=tolerance,
+            atol=tolerance * np.abs(whole).max(),
+        )

@@ -169,7 +169,9 @@ def test_folders_without_a_model_are_told(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with told("unknown model_type 'llama'; there is: lightnet_lab"):
         load(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "lightnet_lab", "vocab_size": 3, "widht": 8}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "lightnet_lab", "vocab_size": 3, "widht": 8, "tokenizer": null}'
+    )
     with told("does not describe a language model: no hidden, no num_heads, no num_layers, no width, unknown widht"):
         load(tmp_path)
 
@@ -246,3 +248,33 @@ def test_text_of_a_tokenizer_comes_as_soon_as_it_is_certain():
     assert language_model.encode("\udcff") == language_model.encode("\ufffd")
     with pytest.raises(UserError, match="the model's tokenizer is damaged: "):
         dataclasses.replace(language_model, tokenizer="{}").decoder()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_layers": "x"}, "config.json: num_layers is 'x', expected an integer"),
+        ({"mixer_options": []}, r"config.json: mixer_options is \[\], expected an object"),
+        ({"tied": None}, "config.json: tied is None, expected true or false"),
+        ({"num_heads": 3}, "config.json: num_heads: got 3, expected a divisor"),
+        ({"position_options": {"relative": 3}}, "config.json: .*int"),
+        ({"tokenizer": "tokenizer.json"}, "tokenizer.json does not exist"),
+        ({"model_type": "lightnet"}, "use lightnet.pretrained.load_pretrained"),
+    ],
+)
+def test_a_wrong_description_is_told_in_one_line(tmp_path, changes, told):
+    export(tmp_path, Trained(SMALL, SMALL.build(), variables_of(SMALL)))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(UserError, match=told) as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_export_without_its_tokenizer_is_refused(tmp_path):
+    described = dataclasses.replace(SMALL, vocab_size=300, tokenizer=bpe().to_str())
+    export(tmp_path, Trained(described, described.build(), variables_of(described)))
+    assert load(tmp_path).language_model == described
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="tokenizer.json does not exist"):
+        load(tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lightnet.backbone import Backbone, CausalLM
+from lightnet.heads import MaskedLM
 from lightnet.mixers import SoftmaxAttention
 
 
@@ -190,3 +191,17 @@ def test_wrong_arguments_of_the_backbone_are_refused_by_name(arguments, message)
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="num_heads: got 3, expected a divisor of the width 20"):
         gpt2(heads=3).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+
+
+def test_logits_have_the_precision_of_the_parameters_and_float32_at_least():
+    tokens = jnp.array([[1, 2, 3]])
+    mixer = partial(SoftmaxAttention, num_heads=2)
+    for model in (
+        CausalLM(Backbone(mixer, num_layers=1, width=8), vocab_size=5),
+        MaskedLM(Backbone(partial(mixer, causal=False), num_layers=1, width=8), vocab_size=5),
+    ):
+        variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens))
+        for given, expected in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float32), (jnp.float64, jnp.float64)):
+            with jax.enable_x64(given == jnp.float64):
+                cast = jax.tree.map(lambda leaf, dtype=given: jnp.asarray(leaf, dtype), variables)
+                assert jax.tree.leaves(model.apply(cast, tokens))[0].dtype == expected

@@ -203,6 +203,7 @@ def test_rows_without_finite_logits_give_no_token_and_the_others_do(settings):
         ({"temperature": -1.0}, "temperature: got -1.0, expected a number from 0"),
         ({"temperature": float("nan")}, "temperature: got nan"),
         ({"top_k": -1}, "top_k: got -1, expected an integer from 0"),
+        ({"top_k": 1.5}, "top_k: got 1.5, expected an integer from 0"),
         ({"top_p": 0.0}, "top_p: got 0.0, expected a number above 0"),
         ({"top_p": 1.1}, "top_p: got 1.1"),
     ],
@@ -230,6 +231,18 @@ def test_wrong_arguments_are_refused_by_name():
         reorder(model.apply(variables, 1, method="init_state"), [0, 1])
     with pytest.raises(ValueError, match=r"indices: got float32\[1\], expected integers"):
         reorder(model.apply(variables, 1, method="init_state"), [0.0])
+    with pytest.raises(ValueError, match="indices: got none, expected a row or more"):
+        reorder(model.apply(variables, 1, method="init_state"), [])
+    with pytest.raises(ValueError, match="state: got none, expected arrays"):
+        reorder(None, [0])
+    for wrong in (VOCAB, -1):
+        ids = np.array([[1, wrong]])
+        with pytest.raises(ValueError, match=rf"prompt: got the id {wrong}, expected ids from 0 to 10 \(V = 11\)"):
+            generate(model, variables, ids, 3, key)
+        with pytest.raises(ValueError, match=f"tokens: got the id {wrong}, expected ids from 0 to 10"):
+            prefill(model, variables, ids)
+    padded = prefill(model, variables, np.array([[1, -1]]), mask=np.array([[True, False]]))[0]
+    close(padded, prefill(model, variables, np.array([[1]]))[0])
     with pytest.raises(ValueError, match="SoftmaxAttention: state not supported"):
         generate(*build("softmax", slots=0), prompt, 3, key)
 

@@ -352,3 +352,16 @@ def test_wrong_variables_are_not_saved(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             save_pretrained(tmp_path, model, wrong)
+
+
+@pytest.mark.parametrize("eps", ["x", -1, 0.0, True, float("nan"), None])
+def test_an_epsilon_is_a_positive_number(eps):
+    with pytest.raises(ValueError, match="norm_eps is .*, expected a positive number"):
+        read_config({**CONFIG, "norm_eps": eps})
+
+
+def test_a_model_is_not_saved_in_the_place_of_a_file(tmp_path):
+    model = lightnet_lm(Architecture(vocab_size=7, width=8, num_layers=1, num_heads=2, hidden=16, gate_rank=4))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="path: got .*, which is a file, expected a folder"):
+        save_pretrained(tmp_path / "file", model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))

@@ -114,16 +114,15 @@ def halves(decay: Array) -> list[tuple[Array, Array]]:
         >>> start[:, 0].tolist(), end[:, 0].tolist()
         ([0.5, 0.125], [0.25, 1.0])
     """
-    *lead, length, size = decay.shape
+    length, size = decay.shape[-2:]
     start, end = decay, jnp.ones_like(decay)
     factors, span = [(start, end)], 1
     while span < length:
-        pairs = (*lead, length // (2 * span), 2, span, size)
-        start, end = start.reshape(pairs), end.reshape(pairs)
-        left, right = start[..., :1, :, :], start[..., 1:, :, :]
-        end = jnp.concatenate([end[..., :1, :, :] * right[..., -1:, :], end[..., 1:, :, :]], axis=-3)
-        start = jnp.concatenate([left, right * left[..., -1:, :]], axis=-3)
-        start, end = start.reshape(decay.shape), end.reshape(decay.shape)
+        # All leading axes in one, and no axes of size 1: of arrays with 7 axes or more, which `jax.vmap` adds to, the
+        # gradient of these products sums over one, which ends in a segmentation fault of XLA on CPU (JAX 0.10).
+        (left, right), (to_left, to_right) = (jnp.unstack(x.reshape(-1, 2, span, size), axis=1) for x in (start, end))
+        start = jnp.stack([left, right * left[:, -1:]], axis=1).reshape(decay.shape)
+        end = jnp.stack([to_left * right[:, -1:], to_right], axis=1).reshape(decay.shape)
         factors.append((start, end))
         span *= 2
     return factors

@@ -45,9 +45,37 @@ def test_claims_are_differences_with_the_right_sign():
     }
 
 
-def test_unknown_models_are_refused():
-    with pytest.raises(ValueError, match="models: got 'lightnet', expected a mixer and its positions"):
-        replace(causal_lm.PRESETS["cpu"], bpe_models=("lightnet",))
+@pytest.mark.parametrize("field", ["models", "bpe_models"])
+@pytest.mark.parametrize("model", ["lightnet", "multiplicative-2+both"])
+def test_models_that_are_none_are_refused_before_anything_is_trained(field, model):
+    with pytest.raises(ValueError, match=f"^{field}: got"):
+        replace(causal_lm.PRESETS["cpu"], **{field: (model,)})
+
+
+def test_learned_positions_are_as_many_as_a_row_has_tokens():
+    config = replace(causal_lm.PRESETS["smoke"], models=("softmax+learned", "softmax+none"))
+    models = causal_lm.described(config, language.Vocabulary(None, np.ones(BYTES, np.float32)))
+    learned, none = (
+        language.count_parameters(replace(model, hidden=16).build())
+        for model in (models["softmax+learned"], models["softmax+none"])
+    )
+    assert learned - none == config.text.length * config.model.width
+
+
+@pytest.mark.slow
+def test_with_both_encodings_the_loss_is_lower_than_without(tmp_path):
+    config = causal_lm.PRESETS["cpu"]
+    short = replace(
+        config,
+        seeds=(7,),
+        vocabularies=(BYTES,),
+        models=("lightnet+none", "lightnet+both"),
+        text=replace(config.text, every=40, length=64),
+        model=replace(config.model, width=32, hidden=64),
+        train=replace(config.train, steps=150, eval_every=150),
+    )
+    none, both = causal_lm.run(short, tmp_path).tables["losses"]["loss"]
+    assert both < none
 
 
 @pytest.mark.slow

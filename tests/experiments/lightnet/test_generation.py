@@ -11,7 +11,7 @@ from experiments.lightnet import generation
 from experiments.lightnet.generation import BOTH, LINEAR, NONE, SOFTMAX
 
 
-@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+@pytest.mark.parametrize("preset", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
 def test_all_variants_have_the_same_number_of_parameters_within_one_percent(preset):
     config = generation.PRESETS[preset]
     counts = {v: generation._count(config, v, generation.matched_hidden(config, v)) for v in config.variants}
@@ -67,3 +67,15 @@ def test_values_out_of_range_are_refused_by_name():
         replace(generation.PRESETS["cpu"], samples=10)
     with pytest.raises(ValueError, match="variants: got mamba with both"):
         replace(generation.PRESETS["cpu"], variants=(("mamba", "both"),))
+    with pytest.raises(ValueError, match="variants: expected at least one, each of them once"):
+        replace(generation.PRESETS["cpu"], variants=())
+
+
+def test_a_variant_that_is_larger_even_without_its_glu_is_refused_before_any_training(tmp_path):
+    variants = (("lightnet", "both"), ("lightnet", "seqpe"))
+    config = replace(generation.PRESETS["smoke"], variants=variants)
+    with pytest.raises(ValueError, match="hidden: got 8, expected at least 70, so that lightnet with seqpe") as found:
+        generation.run(config, tmp_path)
+    needed = int(str(found.value).split("at least ")[1].split(",")[0])
+    assert generation.matched_hidden(replace(config, hidden=needed), variants[1]) == 1
+    assert not any(tmp_path.iterdir())

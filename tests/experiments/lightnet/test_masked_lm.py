@@ -53,6 +53,11 @@ def test_steps_fill_the_same_time():
         replace(config, milliseconds=(3.0,))
 
 
+def test_four_scans_are_refused_for_text():
+    with pytest.raises(ValueError, match="models: got multiplicative-4 with none, but multiplicative-4 scans two axes"):
+        replace(masked_lm.PRESETS["smoke"], models=("multiplicative-4+none",))
+
+
 def test_models_have_equally_many_parameters_and_see_both_sides():
     config = masked_lm.PRESETS["cpu"]
     models = masked_lm.models_of(config)

@@ -1,6 +1,7 @@
 """The three-dimensional task: its preset runs, and what each encoding cannot know by symmetry."""
 
 from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,20 @@ from experiments.lightnet.voxels import placements, volumes
 CONFIG = replace(three_dimensions.PRESETS["smoke"], side=3)
 
 
-def logits_of(encoding, grids):
-    """Of a model whose parameters are all far from their initial values."""
-    model, grids = three_dimensions.model_of(CONFIG, encoding), jnp.asarray(grids)
-    params = model.init(jax.random.key(0), grids[:1])
+@cache
+def far_model(encoding):
+    """A function of grids: a model whose parameters are all far from their initial values, compiled once."""
+    model = three_dimensions.model_of(CONFIG, encoding)
+    params = model.init(jax.random.key(0), jnp.asarray(volumes(placements(3)[0][:1], 3)))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [leaf + 0.5 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return np.asarray(jax.jit(model.apply)(jax.tree.unflatten(tree, moved), grids))
+    return partial(jax.jit(model.apply), jax.tree.unflatten(tree, moved))
+
+
+def logits_of(encoding, grids):
+    """Of the model that is far from its initial values."""
+    return np.asarray(far_model(encoding)(jnp.asarray(grids)))
 
 
 def test_without_positions_all_placements_look_the_same():

@@ -1,5 +1,8 @@
 """Gated linear attention: the recurrence by hand, every implementation against it, segments and masks."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -312,3 +315,25 @@ def test_a_positive_log_decay_at_a_masked_token_or_under_jit_is_not_looked_at() 
     jax.jit(gated_linear_attention)(q, k, v, log_decay)
     with pytest.raises(ValueError, match="log_decay: got 1 at"):
         gated_linear_step(q[:, 2], k[:, 2], v[:, 2], log_decay[:, 2], jnp.zeros((2, 4, 5, 3)))
+
+
+MAPPED = """
+import jax, jax.numpy as jnp
+from lightnet.scan import gated_linear_attention
+
+def gradient(*operands):
+    return jax.grad(lambda *x: jnp.square(gated_linear_attention(*x)[0]).sum(), argnums=(0, 1, 2, 3))(*operands)
+
+operands = [jax.random.normal(jax.random.key(i), (2, 64, 16, 2, 4)) for i in range(3)]
+operands.append(-jnp.ones((2, 64, 16, 2, 4)))
+mapped = jax.jit(jax.vmap(gradient))(*operands)
+for one in range(2):
+    alone = jax.jit(gradient)(*(x[one] for x in operands))
+    assert all(jnp.allclose(a[one], b, rtol=1e-4, atol=1e-4) for a, b in zip(mapped, alone))
+"""
+
+
+def test_mapped_gradients_do_not_end_the_process():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    child = subprocess.run([sys.executable, "-c", MAPPED], env=environment, capture_output=True, text=True, timeout=300)
+    assert child.returncode == 0, child.stderr[-2000:]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="You Only Scan Once: LightNet (arXiv 2405.21022)",
     source="bidirectional language modelling table (known from a review only)",
-    minutes={"smoke": 0.1, "cpu": 4},
+    minutes={"smoke": 0.1, "cpu": 5},
 )
 
 LIGHTNET, TWO_SCANS = "lightnet+both", "multiplicative-2+both"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="You Only Scan Once: LightNet (arXiv 2405.21022)",
     source="abstract; asked for in review",
-    minutes={"smoke": 0.2, "cpu": 2},
+    minutes={"smoke": 0.2, "cpu": 3},
 )
 CLASSES = 6
 

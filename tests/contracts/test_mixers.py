@@ -83,6 +83,8 @@ CASES = [
     for i, options in enumerate(VARIANTS[name])
     for case in [f"{name}-{i}"]
 ]
+# One of each kind of state: a cache, normalised keys and a convolution, decays by themselves, matrices, both of Mamba.
+KINDS_OF_STATE = ("SoftmaxAttention-0", "LightNetAttention-1", "LightNetAttention-4", "LinearAttention-0", "Mamba-0")
 
 
 def build(mixer_class, options, seed=0):
@@ -241,7 +243,7 @@ def test_what_is_not_supported_raises(mixer_class, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "x64"), [(jnp.bfloat16, False), (jnp.float32, True), (jnp.float64, True)])
-@pytest.mark.parametrize(("mixer_class", "options"), only("step"))
+@pytest.mark.parametrize(("mixer_class", "options"), [case for case in CASES if case.id in KINDS_OF_STATE])
 def test_an_empty_state_can_be_stepped_in_every_precision(mixer_class, options, precision, x64):
     mixer, params, x = build(mixer_class, options)
     with jax.enable_x64(x64):

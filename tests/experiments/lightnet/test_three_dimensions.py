@@ -30,6 +30,7 @@ def logits_of(encoding, grids):
     return np.asarray(far_model(encoding)(jnp.asarray(grids)))
 
 
+@pytest.mark.slow
 def test_without_positions_all_placements_look_the_same():
     logits = logits_of("none", volumes(placements(3)[0], 3))
     np.testing.assert_allclose(logits, np.broadcast_to(logits[0], logits.shape), atol=1e-4)

@@ -65,10 +65,3 @@ def test_claims_compare_the_models_that_they_name():
         scale = losses["multiplicative, no positions"][0] if claim.endswith("rope-no-gain") else 1.0
         assert measured[claim][0] == pytest.approx(difference / scale)
     assert measured["lightnet/phantom-logit"] == [3.0, 3.0]
-
-
-@pytest.mark.slow
-def test_smoke_runs(tmp_path):
-    result = causal_switches.run(causal_switches.PRESETS["smoke"], tmp_path)
-    assert np.isfinite(result.tables["losses"]["test"]).all()
-    assert result.tables["phantom"]["relative_change"][1] < result.tables["phantom"]["relative_change"][0]

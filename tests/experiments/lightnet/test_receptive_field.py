@@ -61,19 +61,6 @@ def test_a_causal_form_depends_on_the_flattening_and_the_order_free_one_does_not
     assert fixed > 0.1
 
 
-@pytest.mark.slow
-def test_the_smoke_preset_measures_every_claim(tmp_path):
-    result = receptive_field.run(PRESETS["smoke"], tmp_path)
-    claims = {claim.id: claim for claim in receptive_field.CLAIMS}
-    assert set(result.measured) == set(claims)
-    for id, values in result.measured.items():
-        assert np.isfinite(values).all() and len(values) == 1
-        if claims[id].deterministic and claims[id].test == "below":
-            assert values[0] <= claims[id].expected
-    # one scan of 8 tokens: 8 * 7 / 2 pairs that are not connected, none for the others
-    assert result.tables["forms"]["zeros"] == [0, 28, 0]
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -43,14 +43,6 @@ def test_states_do_not_grow_and_a_cache_does(generated):
     assert table["bytes"][1] - table["bytes"][0] == 48 * (16 + 8) * 4  # slots, channels of keys and values, float32
 
 
-@pytest.mark.slow
-def test_smoke_runs(tmp_path):
-    result = recurrent_inference.run(CONFIG, tmp_path)
-    assert set(result.measured) == {claim.id for claim in recurrent_inference.CLAIMS}
-    assert result.measured["lightnet/R9-state-size"] == [1.0]
-    assert result.series["drift"]["largest"].shape == (1, CONFIG.tokens // CONFIG.block)
-
-
 def test_blocks_must_fit():
     with pytest.raises(ValueError, match="tokens: got 10500, expected a multiple of the block, 1000"):
         replace(recurrent_inference.PRESETS["cpu"], tokens=10_500)

@@ -120,14 +120,6 @@ def test_two_updates_measure_every_claim(tmp_path):
     assert result.series["logits"]["mean"].shape == (1, 3, 12)
 
 
-@pytest.mark.slow
-def test_the_other_models_train_too(tmp_path):
-    others = tuple(name for name in PRESETS["cpu"].models if name not in (LIGHTNET, BOTH, LINEAR))
-    result = saturation.run(shortened(models=others, lengths=(16,), spreads=(2.0,), steps=(2, 4)), tmp_path)
-    assert result.tables["task"]["model"] == list(others) and not result.measured
-    assert all(0 <= accuracy <= 1 for accuracy in result.tables["task"]["accuracy"])
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

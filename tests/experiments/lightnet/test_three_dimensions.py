@@ -51,15 +51,6 @@ def test_both_encodings_tell_a_volume_from_its_mirror_images():
         assert abs(logits_of("both", np.flip(grids, axis)) - logits).max() > 1e-2
 
 
-@pytest.mark.slow
-def test_two_updates_of_the_preset(tmp_path):
-    config = three_dimensions.PRESETS["cpu"]
-    short = replace(config, seeds=(0, 1), layers=1, width=8, train=replace(config.train, steps=2))
-    result = three_dimensions.run(short, tmp_path)
-    assert set(result.measured) == {claim.id for claim in three_dimensions.CLAIMS}
-    assert result.tables["accuracy"]["positions"] == [name for name in config.encodings for _ in range(2)]
-
-
 def test_values_out_of_range_are_refused_by_name():
     with pytest.raises(ValueError, match="side: got 1, expected between 2 and 16"):
         replace(CONFIG, side=1)

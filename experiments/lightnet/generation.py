@@ -271,20 +271,15 @@ def _initial(model: Any, key: jax.Array) -> Any:
 
     The library's 0.02 would leave them near 0 at this width, and a few hundred steps do not make up for it.
     """
+    import jax
     import jax.numpy as jnp
 
     from experiments.lightnet.initial_values import for_narrow_models
 
     params = model.init(key, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))["params"]
     gains = {"classes": 1.0, "time_in": 256**-0.5, "time_out": model.width**-0.5}
-    params = {**params, **{name: _scaled(params[name], gain / 0.02) for name, gain in gains.items()}}
-    return for_narrow_models(params, model.width)
-
-
-def _scaled(tree: Any, factor: float) -> Any:
-    import jax
-
-    return jax.tree.map(lambda leaf: factor * leaf, tree)
+    scaled = {n: jax.tree.map(partial(jnp.multiply, gain / 0.02), params[n]) for n, gain in gains.items()}
+    return for_narrow_models({**params, **scaled}, model.width)
 
 
 def _train_and_sample(

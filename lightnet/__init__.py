@@ -1,1 +1,1 @@
-"""LightNet, the backbone that every sequence model here is built on, and (once built) the scan core."""
+"""LightNet, and what every sequence model here is built on: the scan core and the backbone."""

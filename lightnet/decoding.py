@@ -78,7 +78,7 @@ def prefill(
     """
     tokens, mask = as_arrays(tokens=tokens, mask=mask)
     _check_ids("tokens", tokens, mask, model)
-    outputs: Any = model.apply(variables, tokens, state, mask=mask)
+    outputs: Any = model.apply(variables, tokens, state, mask=mask, method="extend")
     logits, after = outputs
     if mask is None:
         return logits[:, -1], after

@@ -180,7 +180,7 @@ def next_token_task(model: Any, held_out: Mapping[str, Mapping[str, Any]], lengt
 
     def per_row(variables: Any, batch: Any) -> dict[str, Any]:
         tokens = batch["tokens"]
-        logits, _ = model.apply(variables, tokens[:, :-1])
+        logits = model.apply(variables, tokens[:, :-1])
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
         return {"nats": -picked.sum(axis=1), "bytes": jnp.asarray(lengths)[tokens[:, 1:]].sum(axis=1)}
 

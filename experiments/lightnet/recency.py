@@ -58,7 +58,7 @@ def recall_task(network: CausalLM, held_out: Recall, batch_size: int) -> Task:
     """
 
     def loss(variables: Any, batch: Mapping[str, Array], key: Array) -> Loss:
-        logits, _ = network.apply(variables, batch["tokens"])
+        logits: Any = network.apply(variables, batch["tokens"])
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], axis=-1)[..., 0]
         asked = batch["asked"].sum()
         return Loss(-jnp.where(batch["asked"], picked, 0).sum() / asked, weight=asked)
@@ -66,7 +66,8 @@ def recall_task(network: CausalLM, held_out: Recall, batch_size: int) -> Task:
     late = np.arange(held_out.tokens.shape[1]) >= held_out.tokens.shape[1] * 3 // 4
 
     def metrics(variables: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
-        right = network.apply(variables, batch["tokens"])[0].argmax(-1) == batch["targets"]
+        logits: Any = network.apply(variables, batch["tokens"])
+        right = logits.argmax(-1) == batch["targets"]
         return {
             "accuracy": jnp.mean(right, axis=1, where=batch["asked"]),
             "late_accuracy": jnp.mean(right, axis=1, where=batch["asked"] & late[None]),

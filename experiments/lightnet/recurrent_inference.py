@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -249,7 +250,7 @@ def generate(config: Config, model: Any, params: Any, prompt: np.ndarray, seed: 
 
     from experiments.training.loop import random_stream
 
-    logits, state = jax.jit(model.apply)(params, prompt[None])
+    logits, state = jax.jit(partial(model.apply, method="extend"))(params, prompt[None])
     states: list[Any] = [(state, logits[:, -1])]
     block, tokens, drawn_from = _block(config, model), [], []
     for key in jax.random.split(random_stream(seed, "samples"), config.tokens // config.block):
@@ -275,7 +276,7 @@ def drifts(model: Any, params: Any, prompt: np.ndarray, found: Generation) -> np
     import jax
 
     tokens = np.concatenate([prompt, found.tokens[:-1]])[None]
-    parallel, _ = jax.jit(model.apply)(params, tokens)
+    parallel = jax.jit(model.apply)(params, tokens)
     return np.abs(np.asarray(parallel)[0, len(prompt) - 1 :] - found.logits).max(axis=1)
 
 
@@ -343,7 +344,7 @@ def _softmax(config: Config) -> dict[str, list]:
         model = described(config, "softmax", "both").build(cache=cache)
         prompt = np.zeros((1, 1), np.int32)
         params = nn.unbox(jax.jit(model.init)(jax.random.key(0), prompt))
-        logits, state = jax.jit(model.apply)(params, prompt)
+        logits, state = jax.jit(partial(model.apply, method="extend"))(params, prompt)
         columns["cache"].append(cache)
         columns["bytes"].append(state_bytes(state))
         columns["us"] += block_times(shorter, model, params, [(state, logits[:, -1])])

@@ -7,6 +7,7 @@ first token count too, so the summed loss is the negative log-likelihood of the 
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -93,7 +94,7 @@ def negative_log_likelihood(model: CausalLM, variables: dict, batch: Batch) -> A
     start = jnp.full((tokens.shape[0], 1), model.vocab_size, tokens.dtype)
     inputs = jnp.concatenate([start, tokens[:, :-1]], axis=1)
     # Padding is on the right only, so no real position sees any of it; the mask is needed in the sum alone.
-    logits, _ = model.apply(variables, inputs)
+    logits: Any = model.apply(variables, inputs)
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
     return jnp.where(mask, -picked, 0)
 

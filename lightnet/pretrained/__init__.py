@@ -16,19 +16,19 @@ another version passes `norm_eps` on. Options that would need another model rais
 calls itself "lightnet", the first author's, with the names of its options.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lightnet.backbone import CausalLM
+from lightnet.backbone.files import CONFIG, read_json, same_names, tensor_files, write_files
+from lightnet.backbone.tensors import load_parameters, to_tensors
 from lightnet.pretrained.architecture import Architecture, architecture_of, lightnet_lm
 from lightnet.pretrained.config import read_config, write_config
-from lightnet.pretrained.files import CONFIG, open_files, read_json, same_names, write_files
 from lightnet.pretrained.tensors import entries_of
 
 __all__ = [
@@ -64,7 +64,7 @@ def load_pretrained(path: str | Path, *, dtype: Any = None) -> tuple[CausalLM, d
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_pretrained(folder, model, variables)
         ...     loaded, parameters = load_pretrained(folder)
-        >>> loaded.apply(parameters, jnp.array([[1, 2, 3]]))[0].shape
+        >>> loaded.apply(parameters, jnp.array([[1, 2, 3]])).shape
         (1, 3, 7)
     """
     folder = Path(path)
@@ -74,10 +74,9 @@ def load_pretrained(path: str | Path, *, dtype: Any = None) -> tuple[CausalLM, d
         )
     architecture = read_config(read_json(folder / CONFIG))
     entries = entries_of(architecture)
-    with ExitStack() as stack:
-        files = open_files(folder, stack)
-        same_names("tensors", files, [key for entry in entries for key in entry.keys])
-        params = {entry.path: entry.load(files, dtype) for entry in entries}
+    files = tensor_files(folder)
+    same_names("tensors", files, [key for entry in entries for key in entry.keys])
+    params = load_parameters(entries, files, lambda path: dtype, defaultdict(lambda: None))
     return lightnet_lm(architecture), {"params": unflatten_dict(params)}
 
 
@@ -100,8 +99,6 @@ def save_pretrained(path: str | Path, model: CausalLM, variables: Mapping[str, A
         raise ValueError(f"variables: got the collections {sorted(variables)}, expected params alone")
     params = flatten_dict(nn.meta.unbox(variables["params"]))
     same_names("parameters", map("/".join, params), ["/".join(entry.path) for entry in entries])
-    tensors: dict[str, np.ndarray] = {}
-    for entry in entries:
-        tensors |= entry.split(params[entry.path])
+    tensors = to_tensors(entries, params)
     stored = str(tensors["model.embeddings.weight"].dtype)
     write_files(Path(path), tensors, {**write_config(architecture), "torch_dtype": stored})

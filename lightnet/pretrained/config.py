@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightnet.backbone.files import CONFIG, check_positive, check_sizes, known_options
 from lightnet.pretrained.architecture import Architecture
-from lightnet.pretrained.files import CONFIG
 
 # What a configuration may leave out.
 DEFAULTS: Mapping[str, Any] = {
@@ -56,22 +56,11 @@ def read_config(options: Mapping[str, Any]) -> Architecture:
         >>> read_config({"model_type": "lightnet", "hidden_size": 256, "vocab_size": 50}).hidden
         768
     """
-    unknown = sorted(set(options) - set(DEFAULTS) - set(ONLY) - WITHOUT_EFFECT)
-    if unknown:
-        raise ValueError(f"{CONFIG}: unknown options {', '.join(unknown)}")
-    for name, expected in ONLY.items():
-        # A file without a model type could be of any model.
-        given = options.get(name, None if name == "model_type" else expected)
-        if given != expected:
-            raise ValueError(f"{CONFIG}: {name} {given!r} is not supported, only {expected!r}")
-    o = {**DEFAULTS, **options}
-    for name in sorted(SIZES | SIZES_OR_NULL):
-        null = name in SIZES_OR_NULL and o[name] is None
-        if not null and (not isinstance(o[name], int) or o[name] < 1):
-            raise ValueError(f"{CONFIG}: {name} is {o[name]!r}, expected a number from 1")
-    eps = o["norm_eps"]
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < float("inf"):
-        raise ValueError(f"{CONFIG}: norm_eps is {eps!r}, expected a positive number")
+    if "model_type" not in options:  # it could be of any model
+        options = {**options, "model_type": None}
+    o = known_options(options, DEFAULTS, ONLY, WITHOUT_EFFECT)
+    check_sizes(o, SIZES | {name for name in SIZES_OR_NULL if o[name] is not None})
+    check_positive(o, "norm_eps")
     return Architecture(
         vocab_size=o["vocab_size"],
         width=o["hidden_size"],
@@ -80,7 +69,7 @@ def read_config(options: Mapping[str, Any]) -> Architecture:
         hidden=o["intermediate_size"] or _mlp_width(o),
         gate_rank=o["gate_low_rank_dim"],
         conv_width=o["conv_size"] if o["use_short_conv"] else 0,
-        gated_norm_scale=bool(o["elementwise_affine"]),
+        gated_norm_scale=o["elementwise_affine"],
         norm_eps=o["norm_eps"],
         tied=o["tie_word_embeddings"],
     )

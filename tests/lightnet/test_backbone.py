@@ -33,6 +33,11 @@ def apply(model, *arguments, method=None, **options):
     return jax.jit(partial(model.apply, method=method))(*arguments, **options)
 
 
+def extend(model, *arguments, **options):
+    """Logits, and the state behind the tokens."""
+    return apply(model, *arguments, method="extend", **options)
+
+
 def close(actual, expected):
     """Equal up to float32 rounding through a few layers."""
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
@@ -57,7 +62,7 @@ def test_parameter_counts_of_the_published_models(layers, width, vocab, position
 def test_initial_loss_is_that_of_a_uniform_guess():
     model = gpt2(vocab=50)
     tokens = jax.random.randint(jax.random.key(1), (4, 20), 0, 50)
-    (logits, _), _ = model.init_with_output(jax.random.key(0), tokens)
+    logits, _ = model.init_with_output(jax.random.key(0), tokens)
     loss = -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], -1))
     assert abs(float(loss) - np.log(50)) < 0.05
 
@@ -74,7 +79,7 @@ def test_residual_projections_start_smaller_with_depth():
 def test_tied_embedding_gets_gradient_from_both_ends():
     model = gpt2()
     tokens, variables = build(model)
-    gradient = jax.jit(jax.grad(lambda v: model.apply(v, tokens)[0][..., 3].sum()))(variables)["params"]["embedding"]
+    gradient = jax.jit(jax.grad(lambda v: model.apply(v, tokens)[..., 3].sum()))(variables)["params"]["embedding"]
     used = np.isin(np.arange(model.vocab_size), tokens)
     used[3] = True
     np.testing.assert_array_equal(np.abs(gradient).max(axis=1) > 0, used)
@@ -83,12 +88,12 @@ def test_tied_embedding_gets_gradient_from_both_ends():
 def test_prefill_then_steps_equal_the_whole_sequence_with_padding_on_both_sides():
     model = gpt2()
     tokens, variables = build(model, batch=3, length=12)
-    expected, _ = apply(model, variables, tokens)
+    expected, _ = extend(model, variables, tokens)
     left = np.array([0, 2, 1])
     mask = (np.arange(10) >= left[:, None]) & (np.arange(10) < left[:, None] + 6)
     padded = np.full((3, 10), 5)
     padded[mask] = np.ravel(tokens[:, :6])
-    logits, state = apply(model, variables, jnp.asarray(padded), mask=jnp.asarray(mask))
+    logits, state = extend(model, variables, jnp.asarray(padded), mask=jnp.asarray(mask))
     for row, n in enumerate([0, 2, 1]):
         close(logits[row, n : n + 6], expected[row, :6])
     step = jax.jit(partial(model.apply, method="step"))
@@ -101,9 +106,9 @@ def test_packed_documents_equal_separate_ones():
     model = gpt2()
     tokens, variables = build(model, length=12)
     ids = np.tile([3] * 5 + [1] * 4 + [3] * 3, (2, 1))
-    packed, state = apply(model, variables, tokens, segment_ids=ids)
+    packed, state = extend(model, variables, tokens, segment_ids=ids)
     for start, stop in [(0, 5), (5, 9), (9, 12)]:
-        alone, last = apply(model, variables, tokens[:, start:stop])
+        alone, last = extend(model, variables, tokens[:, start:stop])
         close(packed[:, start:stop], alone)
     token = jnp.array([1, 2])
     after_packed, _ = apply(model, variables, token, state, method="step")
@@ -113,7 +118,7 @@ def test_packed_documents_equal_separate_ones():
 def test_input_only_tokens_are_never_predicted():
     model = gpt2(vocab=5, num_input_only=1)
     tokens = jnp.array([[5, 0, 4]])
-    (logits, _), variables = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
+    logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
     assert logits.shape == (1, 3, 5)
     assert nn.meta.unbox(variables)["params"]["embedding"].shape == (6, 20)
 
@@ -122,7 +127,7 @@ def test_bfloat16_computation_keeps_float32_parameters_and_logits():
     mixer = partial(SoftmaxAttention, num_heads=2)
     model = CausalLM(Backbone(mixer=mixer, num_layers=2, width=16, dtype=jnp.bfloat16), vocab_size=9, max_length=16)
     tokens = jnp.arange(8)[None]
-    (logits, _), variables = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
+    logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
@@ -143,7 +148,7 @@ def test_wrong_tokens_are_refused_by_name(tokens, message):
 def test_a_full_cache_is_refused_and_inside_jit_gives_nan():
     model = gpt2(cache=4, positions=0)
     tokens, variables = build(model, length=4)
-    logits, state = apply(model, variables, tokens)
+    logits, state = extend(model, variables, tokens)
     assert state.position.tolist() == [4, 4] and np.isfinite(logits).all()
     with pytest.raises(ValueError, match="1 more tokens do not fit a cache of 4 slots"):
         model.apply(variables, tokens[:, 0], state, method="step")
@@ -151,13 +156,13 @@ def test_a_full_cache_is_refused_and_inside_jit_gives_nan():
         model.apply(variables, jnp.zeros((1, 5), jnp.int32))
     logits, state = apply(model, variables, tokens[:, 0], state, method="step")
     assert np.isnan(logits).all()
-    assert np.isnan(apply(model, variables, tokens, state)[0]).all()
+    assert np.isnan(extend(model, variables, tokens, state)[0]).all()
 
 
 def test_more_tokens_than_positions_are_refused_and_inside_jit_give_nan():
     model = gpt2(cache=8, positions=4)
     tokens, variables = build(model, length=4)
-    logits, state = apply(model, variables, tokens)
+    logits, state = extend(model, variables, tokens)
     assert np.isfinite(logits).all()
     with pytest.raises(ValueError, match="tokens: got length 5, expected at most max_length=4"):
         model.apply(variables, tokens[:, 0], state, method="step")
@@ -204,4 +209,4 @@ def test_logits_have_the_precision_of_the_parameters_and_float32_at_least():
         for given, expected in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float32), (jnp.float64, jnp.float64)):
             with jax.enable_x64(given == jnp.float64):
                 cast = jax.tree.map(lambda leaf, dtype=given: jnp.asarray(leaf, dtype), variables)
-                assert jax.tree.leaves(model.apply(cast, tokens))[0].dtype == expected
+                assert model.apply(cast, tokens).dtype == expected

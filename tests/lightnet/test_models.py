@@ -39,6 +39,11 @@ def apply(model, *arguments, method=None, **options):
     return jax.jit(partial(model.apply, method=method))(*arguments, **options)
 
 
+def extend(model, *arguments, **options):
+    """Logits, and the state behind the tokens."""
+    return apply(model, *arguments, method="extend", **options)
+
+
 def close(actual, expected, tolerance=1e-4):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
@@ -135,14 +140,14 @@ def test_prefill_chunks_and_steps_equal_the_whole_sequence(mixer):
     model = causal_lm(TWO_LAYERS, vocab_size=7, mixer=mixer)
     tokens = tokens_of(model, batch=3, length=12)
     variables = build(model, tokens)
-    expected, _ = apply(model, variables, tokens)
+    expected, _ = extend(model, variables, tokens)
     # Rows of different lengths: five tokens of each, padded on both sides.
     left = np.array([0, 2, 1])
     mask = (np.arange(8) >= left[:, None]) & (np.arange(8) < left[:, None] + 5)
     padded = np.full((3, 8), 6)
     padded[mask] = np.ravel(tokens[:, :5])
-    _, state = apply(model, variables, jnp.asarray(padded), mask=jnp.asarray(mask))
-    logits, state = apply(model, variables, tokens[:, 5:9], state)
+    _, state = extend(model, variables, jnp.asarray(padded), mask=jnp.asarray(mask))
+    logits, state = extend(model, variables, tokens[:, 5:9], state)
     close(logits, expected[:, 5:9])
     step = jax.jit(partial(model.apply, method="step"))
     for t in range(9, 12):
@@ -158,8 +163,8 @@ def test_packed_documents_of_a_causal_language_model_are_separate_ones():
     tokens = tokens_of(model)
     variables = build(model, tokens)
     ids = jnp.asarray(np.tile([3, 3, 3, 3, 1, 1, 3, 3, 3], (2, 1)))
-    packed, state = apply(model, variables, tokens, segment_ids=ids)
-    alone, last = apply(model, variables, tokens[:, 6:])
+    packed, state = extend(model, variables, tokens, segment_ids=ids)
+    alone, last = extend(model, variables, tokens[:, 6:])
     close(packed[:, 6:], alone)
     jax.tree.map(close, state, last)
 
@@ -167,7 +172,7 @@ def test_packed_documents_of_a_causal_language_model_are_separate_ones():
 def test_initial_keys_are_uniform_and_the_initial_loss_is_that_of_a_uniform_guess():
     model = causal_lm(SMALL, vocab_size=50)
     tokens = tokens_of(model, batch=4, length=20)
-    (logits, state), _ = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
+    (logits, state), _ = jax.jit(partial(model.init_with_output, method="extend"))(jax.random.key(0), tokens)
     loss = -jnp.mean(jnp.take_along_axis(nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], -1))
     assert float(loss) == pytest.approx(np.log(50), rel=0.1)
     recurrence = state.backbone[0].recurrence
@@ -184,8 +189,8 @@ def test_ten_thousand_steps_do_not_drift(mixer):
     tokens = tokens_of(model, batch=1, length=10_000)
     variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), tokens[:, :1]))
     variables = jax.tree.map(lambda leaf: 5 * leaf, variables)
-    expected, _ = apply(model, variables, tokens)
-    _, state = apply(model, variables, tokens[:, :3])
+    expected, _ = extend(model, variables, tokens)
+    _, state = extend(model, variables, tokens[:, :3])
 
     @jax.jit
     def decode(variables, state):

@@ -26,7 +26,7 @@ def test_switches_without_parameters_of_their_own_change_the_output():
         model = described(size, VARIANTS[name]).build()
         parameters = parameters or jax.jit(model.init)(jax.random.key(0), tokens)
         larger = jax.tree.map(lambda leaf: 5 * leaf, parameters)  # so that the logits of keys differ
-        outputs[name] = np.asarray(jax.jit(model.apply)(larger, tokens)[0])
+        outputs[name] = np.asarray(jax.jit(model.apply)(larger, tokens))
     for i, name in enumerate(names):
         assert not any(np.allclose(outputs[name], outputs[other], rtol=1e-4) for other in names[i + 1 :]), name
 

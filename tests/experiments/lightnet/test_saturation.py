@@ -20,7 +20,7 @@ class Told:
         return jnp.zeros(())
 
     def apply(self, variables, tokens):
-        return jnp.broadcast_to(variables, (*tokens.shape, variables.shape[-1])), None
+        return jnp.broadcast_to(variables, (*tokens.shape, variables.shape[-1]))
 
 
 def test_accuracies_count_what_is_asked_and_the_last_quarter():

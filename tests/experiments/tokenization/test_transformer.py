@@ -27,7 +27,7 @@ def test_rows_are_scored_like_sequences_extended_token_by_token(model, variables
     expected = []
     for position in range(len(row)):
         prefix = jnp.array([[3, *row[:position]]])
-        logits, _ = model.apply(variables, prefix)
+        logits = model.apply(variables, prefix)
         expected.append(-jax.nn.log_softmax(logits[0, -1])[row[position]])
     np.testing.assert_allclose(nats[0, :5], expected, rtol=1e-4)
     np.testing.assert_array_equal(nats[0, 5:], 0)

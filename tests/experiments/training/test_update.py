@@ -195,7 +195,7 @@ def language_model(remat):
     model = CausalLM(Backbone(mixer=mixer, num_layers=2, width=8, remat=remat), vocab_size=5)
 
     def loss(variables, batch, key):
-        return -jax.nn.log_softmax(model.apply(variables, batch)[0])[..., 0].mean(), {}
+        return -jax.nn.log_softmax(model.apply(variables, batch))[..., 0].mean(), {}
 
     return Task(lambda key: model.init(key, jnp.zeros((1, 3), jnp.int32)), loss)
 

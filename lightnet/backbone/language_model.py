@@ -1,0 +1,180 @@
+"""The causal language model around a backbone, and what it carries from token to token."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lightnet.backbone.mixer import State, partitioned
+from lightnet.backbone.stack import Backbone
+from lightnet.scan.checks import check_per_token
+from lightnet.segments import run_index, token_positions
+from lightnet.typing import Array
+
+
+class DecodingState(NamedTuple):
+    """What a causal language model carries from token to token."""
+
+    position: Array  # (B,) real tokens read in the current run
+    backbone: State
+    input_positions: State = None
+
+
+class CausalLM(nn.Module):
+    """A causal language model: token embedding, learned positions if asked for, a backbone, tied or untied logits.
+
+    With softmax attention, `max_length` positions and tied embeddings this is the GPT-2 architecture.
+
+    Attributes:
+        backbone: the stack.
+        vocab_size: number of tokens V that can be predicted.
+        num_input_only: further ids, from `vocab_size` on, that can be read but are never predicted (a start token).
+        max_length: number of learned positions; 0 for a mixer that knows positions by itself.
+        tied: whether the output kernel is the embedding.
+        head_bias: whether the logits have a bias.
+        input_positions: constructor of an encoding of embedded tokens, such as `lightnet.positions.MDTPE`, called with
+            `width` and `dtype`; None has none.
+
+    Example:
+        >>> from functools import partial
+        >>> import jax
+        >>> from lightnet.mixers import SoftmaxAttention
+        >>> mixer = partial(SoftmaxAttention, num_heads=2, max_length=16)
+        >>> model = CausalLM(Backbone(mixer=mixer, num_layers=1, width=8), vocab_size=5, max_length=16)
+        >>> tokens = jnp.array([[1, 2, 3]])
+        >>> variables = model.init(jax.random.key(0), tokens)
+        >>> model.apply(variables, tokens).shape
+        (1, 3, 5)
+        >>> logits, state = model.apply(variables, tokens, method="extend")
+        >>> next_logits, state = model.apply(variables, jnp.array([4]), state, method="step")
+        >>> next_logits.shape
+        (1, 5)
+    """
+
+    backbone: Backbone
+    vocab_size: int
+    num_input_only: int = 0
+    max_length: int = 0
+    tied: bool = True
+    head_bias: bool = False
+    input_positions: Callable[..., nn.Module] | None = None
+
+    def setup(self) -> None:
+        """Declare the embeddings and the output layer."""
+        width, init = self.backbone.width, nn.initializers.normal(0.02)
+        num_embeddings = self.vocab_size + self.num_input_only
+        self.embedding = self.param("embedding", partitioned(init, "vocab", "embed"), (num_embeddings, width))
+        if self.max_length:
+            self.positions = self.param("positions", partitioned(init, None, "embed"), (self.max_length, width))
+        if not self.tied:
+            self.head = self.param("head", partitioned(init, "vocab", "embed"), (self.vocab_size, width))
+        if self.head_bias:
+            zeros = partitioned(nn.initializers.zeros, "vocab")
+            self.bias = self.param("head_bias", zeros, (self.vocab_size,))
+        if self.input_positions is not None:
+            self.places = self.input_positions(width=width, dtype=self.backbone.dtype)
+
+    def __call__(self, tokens: Array, *, segment_ids: Array | None = None, mask: Array | None = None) -> Array:
+        """Logits of the token after each position: `extend` from the start, without the state.
+
+        Args:
+            tokens: (B, L) ids.
+            segment_ids: (B, L); positions restart and nothing is seen across runs.
+            mask: (B, L), true at real tokens; padding may stand anywhere.
+
+        Returns:
+            Logits (B, L, V), float32 at least.
+
+        Raises:
+            ValueError: as for `extend`.
+        """
+        return self.extend(tokens, segment_ids=segment_ids, mask=mask)[0]
+
+    def extend(
+        self,
+        tokens: Array,
+        state: DecodingState | None = None,
+        *,
+        segment_ids: Array | None = None,
+        mask: Array | None = None,
+    ) -> tuple[Array, DecodingState]:
+        """Read tokens behind those of a state.
+
+        Args:
+            tokens: (B, L) ids.
+            state: from an earlier call or `init_state`; None at the start.
+            segment_ids: (B, L); positions restart and nothing is seen across runs.
+            mask: (B, L), true at real tokens; padding may stand anywhere.
+
+        Returns:
+            Logits (B, L, V) of the token after each position, float32 at least, and the state after the last token,
+            ready for `step`.
+
+        Raises:
+            ValueError: `tokens` is not a (B, L) array of integers, more than `max_length` of them are read, those of a
+                concrete state included, or the mixer is not causal.
+        """
+        # Where tokens are masked or start a new run, fewer than L of them follow the state's.
+        self._check(tokens, state if segment_ids is None and mask is None else None, ndim=2)
+        check_per_token({"B": tokens.shape[0], "L": tokens.shape[1]}, segment_ids, mask)
+        real = jnp.ones(tokens.shape, bool) if mask is None else mask
+        run = jnp.zeros(tokens.shape, jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
+        offset = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state.position
+        position = token_positions(run, real, offset)
+        _, before, placed = (None, None, None) if state is None else state
+        x = self._embed(tokens, position)
+        if self.input_positions is not None:
+            x, placed = self.places(x, placed, segment_ids=segment_ids, mask=mask)
+        x, after = self.backbone(x, before, segment_ids=segment_ids, mask=mask)
+        return self._logits(x), DecodingState(position[:, -1] + real[:, -1], after, placed)
+
+    def step(self, token: Array, state: DecodingState) -> tuple[Array, DecodingState]:
+        """Read one token per row.
+
+        Args:
+            token: (B,) ids.
+            state: from `init_state`, a whole sequence or an earlier step.
+
+        Returns:
+            Logits (B, V) of the next token, float32 at least, and the new state. Under jit, where the position cannot
+            be checked, logits beyond the learned positions are NaN rather than plausible.
+
+        Raises:
+            ValueError: as for a whole sequence.
+        """
+        self._check(token, state, ndim=1)
+        x, placed = self._embed(token, state.position), state.input_positions
+        if self.input_positions is not None:
+            x, placed = self.places.step(x, placed)
+        x, after = self.backbone.step(x, state.backbone)
+        return self._logits(x), DecodingState(state.position + 1, after, placed)
+
+    def init_state(self, batch: int) -> DecodingState:
+        """The state before the first token."""
+        places = None if self.input_positions is None else self.places.init_state(batch)
+        return DecodingState(jnp.zeros(batch, jnp.int32), self.backbone.init_state(batch), places)
+
+    def _check(self, tokens: Array, state: DecodingState | None, ndim: int) -> None:
+        self.backbone.require(causal=True)
+        if tokens.ndim != ndim or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            expected = "(B, L)" if ndim == 2 else "(B,)"
+            raise ValueError(f"tokens: got {tokens.dtype}{list(tokens.shape)}, expected an integer array {expected}")
+        length = tokens.shape[1] if ndim == 2 else 1
+        if state is not None and not isinstance(state.position, jax.core.Tracer):
+            length += int(state.position.max())
+        if 0 < self.max_length < length:
+            raise ValueError(f"tokens: got length {length}, expected at most max_length={self.max_length}")
+
+    def _embed(self, tokens: Array, position: Array) -> Array:
+        x = self.embedding[tokens]
+        if self.max_length:
+            x = x + self.positions.at[position].get(mode="fill", fill_value=jnp.nan)
+        return x if self.backbone.dtype is None else x.astype(self.backbone.dtype)
+
+    def _logits(self, x: Array) -> Array:
+        kernel = self.embedding[: self.vocab_size] if self.tied else self.head
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        logits = jnp.einsum("...d,vd->...v", x, kernel.astype(x.dtype), preferred_element_type=wide)
+        return logits + jnp.broadcast_to(self.bias, logits.shape) if self.head_bias else logits

@@ -13,8 +13,6 @@ recurrence and is trained with A_log and D, and is added in the precision of the
 float32 at least, whatever the precision of the rest. `in_proj` keeps the parts apart: its kernel is (D, 2, E).
 """
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,8 +23,7 @@ from lightnet.backbone import Capabilities, Mixer, partitioned
 from lightnet.scan import causal_conv, causal_conv_step, selective_scan, selective_step
 from lightnet.scan.states import computing_state, stored_state
 from lightnet.typing import Array
-
-STEP_FLOOR = 1e-4  # the smallest initial step
+from ssm.initializers import check_step_range, s4d_real_init, step_bias_init, uniform_init
 
 
 class MambaState(NamedTuple):
@@ -34,65 +31,6 @@ class MambaState(NamedTuple):
 
     conv: Array
     ssm: Array
-
-
-def inverse_softplus(x: Array) -> Array:
-    """The y with softplus(y) = x, for x > 0, as x + log(1 - exp(-x)), which is exact for small x too.
-
-    Example:
-        >>> float(jax.nn.softplus(inverse_softplus(jnp.float32(1e-3)))).__round__(7)
-        0.001
-    """
-    return x + jnp.log(-jnp.expm1(-x))
-
-
-def step_bias_init(low: float, high: float) -> Callable[..., Array]:
-    """Initializer of dt_bias: steps softplus(dt_bias) are log-uniform in [low, high], and `STEP_FLOOR` at least.
-
-    Args:
-        low: smallest step.
-        high: largest step.
-
-    Returns:
-        (key, shape, dtype) -> array.
-
-    Example:
-        >>> bias = step_bias_init(1e-3, 1e-1)(jax.random.key(0), (1000,))
-        >>> steps = jax.nn.softplus(bias)
-        >>> bool((steps > 0.99e-3).all() and (steps < 1.01e-1).all())
-        True
-    """
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        log_steps = jax.random.uniform(key, shape, dtype, math.log(low), math.log(high))
-        return inverse_softplus(jnp.maximum(jnp.exp(log_steps), STEP_FLOOR))
-
-    return init
-
-
-def s4d_real_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Initial A_log (E, N): log 1, ..., log N in each channel, so that A = -(1, ..., N) as in S4D-Real.
-
-    Example:
-        >>> jnp.exp(s4d_real_init(jax.random.key(0), (2, 3))).round(4).tolist()
-        [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
-    """
-    del key
-    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype))[None], shape)
-
-
-def uniform_init(bound: float) -> Callable[..., Array]:
-    """Initializer of entries uniform in [-bound, bound].
-
-    Example:
-        >>> bool(jnp.abs(uniform_init(0.5)(jax.random.key(0), (100,))).max() <= 0.5)
-        True
-    """
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 def step_sizes(projected: Array, bias: Array) -> Array:
@@ -106,6 +44,7 @@ def step_sizes(projected: Array, bias: Array) -> Array:
         (..., E), positive.
 
     Example:
+        >>> from ssm.initializers import inverse_softplus
         >>> step_sizes(jnp.zeros(2, jnp.bfloat16), inverse_softplus(jnp.array([0.5, 2.0]))).round(5).tolist()
         [0.5, 2.0]
     """
@@ -121,9 +60,10 @@ class DepthwiseTaps(nn.Module):
         width: number of taps.
         channels: E.
         use_bias: whether there is a bias.
+        axis: logical name of the axis of channels.
 
     Example:
-        >>> (kernel, bias), _ = DepthwiseTaps(width=4, channels=6).init_with_output(jax.random.key(0))
+        >>> (kernel, bias), _ = DepthwiseTaps(width=4, channels=6).init_with_output(jax.random.key(0), jnp.float32)
         >>> kernel.shape, bias.shape
         ((4, 6), (6,))
     """
@@ -131,14 +71,16 @@ class DepthwiseTaps(nn.Module):
     width: int
     channels: int
     use_bias: bool = True
+    axis: str | None = "mlp"
 
     @nn.compact
-    def __call__(self) -> tuple[Array, Array | None]:
-        """The kernel and the bias."""
+    def __call__(self, dtype: Any) -> tuple[Array, Array | None]:
+        """The kernel and the bias, in the given precision."""
         init = uniform_init(self.width**-0.5)  # what both start from in the published models
-        kernel = self.param("kernel", partitioned(init, None, "mlp"), (self.width, self.channels))
-        bias = self.param("bias", partitioned(init, "mlp"), (self.channels,)) if self.use_bias else None
-        return kernel, bias
+        kernel = self.param("kernel", partitioned(init, None, self.axis), (self.width, self.channels)).astype(dtype)
+        if not self.use_bias:
+            return kernel, None
+        return kernel, self.param("bias", partitioned(init, self.axis), (self.channels,)).astype(dtype)
 
 
 class Mamba(Mixer):
@@ -162,7 +104,7 @@ class Mamba(Mixer):
     Example:
         >>> mixer = Mamba(width=4, state_size=3)
         >>> x = jnp.ones((1, 5, 4))
-        >>> (y, state), variables = mixer.init_with_output(jax.random.key(0), x)
+        >>> (y, state), variables = jax.jit(mixer.init_with_output)(jax.random.key(0), x)
         >>> y.shape, state.conv.shape, state.ssm.shape
         ((1, 5, 4), (1, 3, 8), (1, 8, 3))
         >>> y_next, state = mixer.apply(variables, x[:, 0], state, method="step")
@@ -241,18 +183,18 @@ class Mamba(Mixer):
         conv, ssm = (
             (None, None) if state is None else computing_state(state, self.dtype, x, self.variables.get("params", {}))
         )
-        x = _zero_masked(x, mask)
+        x = zero_masked(x, mask)
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
-        u, conv = causal_conv(u, *self._taps(u), initial_state=conv, **per_token)
+        u, conv = causal_conv(u, *self.conv1d(u.dtype), initial_state=conv, **per_token)
         u = nn.silu(u)
         y, ssm = selective_scan(u, *self._selected(u), self._skip(), z=z, initial_state=ssm, **per_token)
-        return _zero_masked(self.out_proj(y), mask), stored_state(MambaState(conv, ssm), state)
+        return zero_masked(self.out_proj(y), mask), stored_state(MambaState(conv, ssm), state)
 
     def step(self, x: Array, state: MambaState) -> tuple[Array, MambaState]:
         """Advance by one token (B, D)."""
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
         before = computing_state(state, self.dtype, x, self.variables.get("params", {}))
-        u, conv = causal_conv_step(u, *self._taps(u), before.conv)
+        u, conv = causal_conv_step(u, *self.conv1d(u.dtype), before.conv)
         u = nn.silu(u)
         y, ssm = selective_step(u, *self._selected(u), self._skip(), before.ssm, z=z)
         return self.out_proj(y), stored_state(MambaState(conv, ssm), state)
@@ -272,26 +214,23 @@ class Mamba(Mixer):
             if getattr(self, name) < 1:
                 given = "dt_rank" if name == "rank" else name
                 raise ValueError(f"{given}: got {getattr(self, name)}, expected at least 1")
-        if not 0 < self.dt_min <= self.dt_max:
-            raise ValueError(f"dt_min, dt_max: got {self.dt_min} and {self.dt_max}, expected 0 < dt_min <= dt_max")
-
-    def _taps(self, u: Array) -> tuple[Array, Array | None]:
-        kernel, bias = self.conv1d()
-        return kernel.astype(u.dtype), None if bias is None else bias.astype(u.dtype)
+        check_step_range(self.dt_min, self.dt_max)
 
     def _selected(self, u: Array) -> tuple[Array, Array, Array, Array]:
         """dt (..., E), A (E, N), B and C (..., N)."""
         selected = self.x_proj(u)
         low, B, C = jnp.split(selected, (self.rank, self.rank + self.state_size), axis=-1)
-        return step_sizes(self.dt_proj(low), self.dt_bias), -jnp.exp(_at_least_float32(self.A_log)), B, C
+        return step_sizes(self.dt_proj(low), self.dt_bias), -jnp.exp(at_least_float32(self.A_log)), B, C
 
     def _skip(self) -> Array:
-        return _at_least_float32(self.D)
+        return at_least_float32(self.D)
 
 
-def _at_least_float32(x: Array) -> Array:
+def at_least_float32(x: Array) -> Array:
+    """In float32, or as it is if that is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _zero_masked(x: Array, mask: Array | None) -> Array:
+def zero_masked(x: Array, mask: Array | None) -> Array:
+    """0 in the place of whatever a masked token (B, L) of x (B, L, D) contains."""
     return x if mask is None else jnp.where(mask[..., None], x, 0)

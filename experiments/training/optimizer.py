@@ -11,9 +11,8 @@ from experiments.training.config import OptimizerConfig
 
 # What parameterises a recurrence in S4, S4D, S5, Mamba and Mamba-2: the transition, the step size, the input matrix of
 # S5 and the skip. Their published recipes train these without weight decay, S4 and S5 also at a smaller rate.
-SSM_PARAMETERS = frozenset(
-    {"A_log", "A_real", "A_imag", "log_A_real", "Lambda_re", "Lambda_im", "B", "D", "dt_bias", "log_dt", "log_step"}
-)
+SSM_PARAMETERS = {"A_log", "A_real", "A_imag", "log_A_real", "Lambda_re", "Lambda_im"}
+SSM_PARAMETERS |= {"P", "B", "D", "dt_bias", "log_dt", "log_step"}
 DECAYED_PARAMETERS = frozenset({"kernel", "head"})
 
 Labels = Callable[[Any], Any]

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from experiments.training.optimizer import parameter_labels
-from ssm.mamba import Mamba, inverse_softplus, step_bias_init
+from lightnet.scan import selective_scan
+from ssm.initializers import inverse_softplus, step_bias_init
+from ssm.mamba import Mamba
+from tests.ssm.draws import randomised
 
 WIDTH, LENGTH = 5, 7
 OTHERWISE = {"state_size": 2, "expand": 3, "conv_width": 2, "dt_rank": 2, "use_bias": True, "conv_bias": False}
@@ -40,13 +43,6 @@ def by_tokens(p, x):
     return np.stack(outputs), h
 
 
-def randomised(mixer, x, scale=0.6):
-    """Parameters of which none keeps a special initial value."""
-    random = np.random.default_rng(1)
-    shapes = nn.meta.unbox(jax.eval_shape(mixer.init, jax.random.key(0), x))["params"]
-    return jax.tree.map(lambda leaf: scale * random.standard_normal(leaf.shape), shapes)
-
-
 @pytest.mark.parametrize("options", VARIANTS)
 def test_equals_the_loop_over_tokens(options):
     with jax.enable_x64(True):
@@ -57,6 +53,20 @@ def test_equals_the_loop_over_tokens(options):
             expected, h = by_tokens(params, x[row])
             np.testing.assert_allclose(y[row], expected, rtol=0, atol=1e-12 * np.abs(expected).max())
             np.testing.assert_allclose(state.ssm[row], h, rtol=0, atol=1e-12 * np.abs(h).max())
+
+
+def test_with_the_same_selection_at_every_token_the_recurrence_is_a_convolution():
+    random, states = np.random.default_rng(0), 3
+    with jax.enable_x64(True):
+        u = random.standard_normal((2, LENGTH, WIDTH))
+        dt, rates = random.exponential(size=WIDTH), -random.exponential(size=(WIDTH, states))
+        B, C = random.standard_normal((2, states))
+        by_token = (np.broadcast_to(v, (2, LENGTH, len(v))) for v in (B, C))
+        y, _ = selective_scan(u, np.broadcast_to(dt, u.shape), rates, *by_token)
+    kernel = [(np.exp(lag * dt[:, None] * rates) * dt[:, None] * B) @ C for lag in range(LENGTH)]
+    for t in range(LENGTH):
+        expected = sum(kernel[lag] * u[:, t - lag] for lag in range(t + 1))
+        np.testing.assert_allclose(y[:, t], expected, rtol=0, atol=1e-13)
 
 
 def test_initial_values_are_the_published_ones():
@@ -142,4 +152,4 @@ def test_gradients_reach_every_parameter_and_are_finite():
 )
 def test_what_makes_no_sense_raises(options, message):
     with pytest.raises(ValueError, match=message):
-        Mamba(WIDTH, **options).init(jax.random.key(0), jnp.zeros((1, 1, WIDTH)))
+        jax.eval_shape(Mamba(WIDTH, **options).init, jax.random.key(0), jnp.zeros((1, 1, WIDTH)))

@@ -2,7 +2,8 @@
 
 A training is described by `model.json` in its folder, beside its checkpoints. An export is a folder with `config.json`,
 whose `model_type` says who reads it, `model.safetensors`, and `tokenizer.json` unless the tokens are bytes. Tensors are
-named by the path of their parameter, joined by dots.
+named by the path of their parameter, joined by dots. Checkpoints of Mamba, Mamba-2 and LightNet in the layouts of
+others are folders with `config.json` and safetensors too.
 
 Importing this module imports no JAX.
 """
@@ -21,14 +22,15 @@ from experiments.distributed import is_primary
 from experiments.errors import UserError
 from experiments.files import as_path, make_folder, read_json, replace_folder, to_plain, write_json
 from experiments.mixers import MIXERS, POSITIONS, mixer, positions
+from experiments.pretrained import TOKENIZER, PretrainedModel, read_pretrained
 from experiments.registry import unknown
-from experiments.text_stream import ByteDecoder, Decoder, TokenizerDecoder
+from experiments.text_stream import Vocabulary
 
 if TYPE_CHECKING:
     from lightnet.backbone import CausalLM
 
 DESCRIPTION, CHECKPOINTS = "model.json", "checkpoints"
-CONFIG, TENSORS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, TENSORS = "config.json", "model.safetensors"
 MODEL_TYPE = "lightnet_lab"
 ACTIVATIONS = ("silu", "sigmoid", "gelu", "relu", "tanh")  # names in flax.linen
 _MOST_LABELS = 12  # that one line lists
@@ -36,7 +38,7 @@ _KINDS = {int: "an integer", str: "a string", bool: "true or false", Mapping: "a
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModel:
+class LanguageModel(Vocabulary):
     """A causal language model: a stack of `lightnet.models.causal_lm`, and what its tokens are.
 
     Attributes:
@@ -86,6 +88,11 @@ class LanguageModel:
             if argument not in ("relative", "input_positions"):
                 raise ValueError(unknown("argument in position_options", argument, ("relative", "input_positions")))
 
+    @property
+    def limit(self) -> int | None:
+        """Most tokens that the model can read; None if there is no limit."""
+        return self.length if self.positions == "learned" else None
+
     def build(self, *, cache: int = 0, **stack_options: Any) -> CausalLM:
         """The model.
 
@@ -113,31 +120,6 @@ class LanguageModel:
             **self._encodings(),
             **stack_options,
         )
-
-    def encode(self, text: str) -> list[int]:
-        """Text as tokens: its UTF-8 bytes, or what the tokenizer makes of it.
-
-        Args:
-            text: any; lone surrogates, as Python reads them for bytes that are no UTF-8, are these bytes again.
-
-        Returns:
-            Token ids.
-
-        Raises:
-            UserError: the model does not have one of the tokens.
-        """
-        data = text.encode("utf-8", "surrogateescape")
-        if self.tokenizer is None:
-            ids = list(data)
-        else:
-            ids = _tokenizer(self.tokenizer).encode(data.decode("utf-8", "replace")).ids
-        if wrong := [token for token in ids if token >= self.vocab_size]:
-            raise UserError(f"the prompt has the token {wrong[0]}, and the model only those below {self.vocab_size}")
-        return ids
-
-    def decoder(self) -> Decoder:
-        """What makes text of tokens that come one by one."""
-        return ByteDecoder() if self.tokenizer is None else TokenizerDecoder(_tokenizer(self.tokenizer))
 
     def _encodings(self) -> dict[str, Any]:
         """The arguments `relative` and `input_positions`."""
@@ -173,16 +155,17 @@ class Trained(NamedTuple):
         variables: its parameters.
     """
 
-    language_model: LanguageModel
+    language_model: LanguageModel | PretrainedModel
     model: CausalLM
     variables: Any
 
 
 def load(path: str | Path, label: str | None = None) -> Trained:
-    """Read a trained model: the newest whole checkpoint of a training, averaged weights if there are, or an export.
+    """Read a trained model: the newest checkpoint of a training, averaged weights if there are, or a folder of tensors.
 
     Args:
-        path: folder of a training, of a run with described trainings in it, or of an export.
+        path: folder of a training, of a run with described trainings in it, of an export, or of a checkpoint in the
+            layout of Hugging Face, of `mamba_ssm` or of flash-linear-attention.
         label: which training of a run, by its folder in there; needed where there are several.
 
     Returns:
@@ -193,13 +176,11 @@ def load(path: str | Path, label: str | None = None) -> Trained:
     """
     folder = as_path(path)
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if "model_type" not in config:
+    kind = config.get("model_type", "mamba" if {"d_model", "n_layer"} <= config.keys() else None)
+    if kind is None:
         return _checkpointed(_training(folder, label))
     if label is not None:
         raise UserError(f"--model: got {label!r}, but {folder} is one exported model")
-    kind = config.pop("model_type")
-    if kind == "lightnet":  # of flash-linear-attention
-        raise UserError(f"{folder} is a checkpoint of flash-linear-attention: use lightnet.pretrained.load_pretrained")
     if kind not in LOADERS:
         raise UserError(f"{folder}: {unknown('model_type', str(kind), LOADERS)}")
     return LOADERS[kind](folder, config)
@@ -213,12 +194,14 @@ def export(folder: str | Path, trained: Trained) -> None:
         trained: the model.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else, or the model is one that was not trained here.
         OSError: it could not be written; an earlier export is then untouched.
     """
     import numpy as np
     from safetensors.numpy import save
 
+    if isinstance(trained.language_model, PretrainedModel):
+        raise UserError("the model is a checkpoint with safetensors already, in the layout of others: copy its folder")
     folder = Path(folder)
     _refuse_foreign(folder)
     config = {"model_type": MODEL_TYPE, **to_plain(trained.language_model)}
@@ -274,6 +257,7 @@ def _exported(folder: Path, config: dict[str, Any]) -> Trained:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    del config["model_type"]
     if "tokenizer" not in config or config["tokenizer"] not in (None, TOKENIZER):
         raise UserError(f"{folder / CONFIG}: got no tokenizer, expected {TOKENIZER!r} or null")
     if config["tokenizer"] is not None:
@@ -293,8 +277,25 @@ def _exported(folder: Path, config: dict[str, Any]) -> Trained:
     return Trained(language_model, model, {"params": jax.tree.unflatten(jax.tree.structure(shapes), leaves)})
 
 
-# How a folder with a `config.json` is read, by its `model_type`.
-LOADERS: dict[str, Callable[[Path, dict[str, Any]], Trained]] = {MODEL_TYPE: _exported}
+def _mamba(folder: Path, config: dict[str, Any]) -> Trained:
+    from ssm.pretrained import load_pretrained
+
+    return Trained(*read_pretrained(folder, load_pretrained))
+
+
+def _lightnet(folder: Path, config: dict[str, Any]) -> Trained:
+    from lightnet.pretrained import load_pretrained
+
+    return Trained(*read_pretrained(folder, load_pretrained))
+
+
+# How a folder with a `config.json` is read, by its `model_type`; that of `mamba_ssm` has none.
+LOADERS: dict[str, Callable[[Path, dict[str, Any]], Trained]] = {
+    MODEL_TYPE: _exported,
+    "mamba": _mamba,
+    "mamba2": _mamba,
+    "lightnet": _lightnet,
+}
 
 
 def _described(path: Path, plain: Mapping[str, Any]) -> tuple[LanguageModel, CausalLM, Any]:
@@ -356,16 +357,6 @@ def _refuse_foreign(folder: Path) -> None:
     is_export = CONFIG in inside and read_json(folder / CONFIG).get("model_type") == MODEL_TYPE
     if others := inside if not is_export else inside - {CONFIG, TENSORS, TOKENIZER}:
         raise UserError(f"{folder} is not empty and no export: it holds {sorted(others)[0]}; choose another folder")
-
-
-def _tokenizer(text: str) -> Any:
-    """The tokenizer that the JSON describes."""
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # it raises nothing narrower
-        raise UserError(f"the model's tokenizer is damaged: {error}") from None
 
 
 def _activation(name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Text from tokens that come one by one.
+"""Tokens from text, and text from tokens that come one by one.
 
 Importing this module imports no tokenizer.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import codecs
 from typing import Any, Protocol
+
+from experiments.errors import UserError
 
 _LONGEST_CHARACTER = 16  # tokens; a character has four bytes at most
 
@@ -69,3 +71,50 @@ class TokenizerDecoder:
 
         self._stream = DecodeStream(skip_special_tokens=False)
         self._waiting: list[int] = []
+
+
+class Vocabulary:
+    """What the tokens of a model are.
+
+    Attributes:
+        vocab_size: number of tokens.
+        tokenizer: JSON of a Hugging Face tokenizer (`tokenizers.Tokenizer.to_str`); None reads bytes.
+    """
+
+    vocab_size: int
+    tokenizer: str | None
+
+    def encode(self, text: str) -> list[int]:
+        """Text as tokens: its UTF-8 bytes, or what the tokenizer makes of it.
+
+        Args:
+            text: any; lone surrogates, as Python reads them for bytes that are no UTF-8, are these bytes again.
+
+        Returns:
+            Token ids.
+
+        Raises:
+            UserError: the model does not have one of the tokens.
+        """
+        data = text.encode("utf-8", "surrogateescape")
+        if self.tokenizer is None:
+            ids = list(data)
+        else:
+            ids = _tokenizer(self.tokenizer).encode(data.decode("utf-8", "replace")).ids
+        if wrong := [token for token in ids if token >= self.vocab_size]:
+            raise UserError(f"the prompt has the token {wrong[0]}, and the model only those below {self.vocab_size}")
+        return ids
+
+    def decoder(self) -> Decoder:
+        """What makes text of tokens that come one by one."""
+        return ByteDecoder() if self.tokenizer is None else TokenizerDecoder(_tokenizer(self.tokenizer))
+
+
+def _tokenizer(text: str) -> Any:
+    """The tokenizer that the JSON describes."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # it raises nothing narrower
+        raise UserError(f"the model's tokenizer is damaged: {error}") from None

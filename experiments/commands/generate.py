@@ -19,7 +19,7 @@ from experiments.evidence import find
 from experiments.files import as_path
 
 if TYPE_CHECKING:
-    from experiments.language_models import LanguageModel, Trained
+    from experiments.language_models import LanguageModel, PretrainedModel, Trained
 
 ModelLabel = Annotated[str | None, tyro.conf.arg(metavar="LABEL", help_behavior_hint="(needed if there are several)")]
 _NO_PROMPT = "\n"
@@ -30,7 +30,8 @@ class Flags:
     """Text from a trained causal language model, printed as it is made.
 
     RUN_OR_PATH is a run folder, the folder of one training in it, a folder that `export` wrote, or the id of a result:
-    then the run that `show` shows. Only what follows the prompt is printed; the speed goes to stderr.
+    then the run that `show` shows. It may also be a checkpoint of Mamba, Mamba-2 or LightNet in the layout of others:
+    config.json, safetensors and tokenizer.json. Only what follows the prompt is printed; the speed goes to stderr.
     """
 
     prompt: str = ""
@@ -109,7 +110,7 @@ def folder_of(source: str, runs_dir: Path | None) -> Path:
     return folder if folder.is_dir() else find(source, None, runs_dir).path
 
 
-def _prompt(given: str, language_model: LanguageModel) -> list[int]:
+def _prompt(given: str, language_model: LanguageModel | PretrainedModel) -> list[int]:
     """Tokens of the prompt, at least one."""
     text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if given == "-" else given
     if tokens := language_model.encode(text or _NO_PROMPT):
@@ -125,8 +126,8 @@ def _tokens(trained: Trained, prompt: Sequence[int], flags: Flags) -> Iterator[i
     from lightnet.decoding import stream
 
     language_model, needed = trained.language_model, len(prompt) + flags.tokens - 1
-    if language_model.positions == "learned" and needed > language_model.length:
-        most = max(0, language_model.length - len(prompt) + 1)
+    if language_model.limit is not None and needed > language_model.limit:
+        most = max(0, language_model.limit - len(prompt) + 1)
         raise UserError(f"--tokens: got {flags.tokens}, and the model's positions end {most} tokens after the prompt")
     drawn = stream(
         language_model.build(cache=needed),

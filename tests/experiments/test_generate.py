@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,16 @@ import optax
 import pytest
 
 import lightnet.decoding
+import lightnet.pretrained
+import ssm
 from experiments.commands import generate as generate_command
 from experiments.language_models import LanguageModel, describe
 from experiments.training.config import TrainConfig
 from experiments.training.loop import train
 from experiments.training.task import Task
+from ssm.mamba import Mamba
+from ssm.mamba2 import Mamba2
+from ssm.models import Architecture, mamba_lm
 
 SMALL = LanguageModel(256, positions="none", num_layers=1, width=8, num_heads=2, hidden=8)
 PROMPT = "def f("
@@ -36,7 +42,7 @@ def run(tmp_path_factory):
     model = SMALL.build()
 
     def loss(variables, batch, key):
-        logits, _ = model.apply(variables, batch["tokens"][:, :-1])
+        logits = model.apply(variables, batch["tokens"][:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"][:, 1:]).mean(), {}
 
     text = np.frombuffer(b"def f(x): return x\n" * 40, np.uint8)[: 32 * 17].reshape(32, 17).astype(np.int32)
@@ -64,6 +70,36 @@ def test_a_seed_gives_its_text_streamed_as_in_one_loop_and_from_the_export(run, 
     assert call("generate", tmp_path / "out", *words)[:2] == (0, text)
     other_seed = call("generate", folder / "seed0", *words[:-1], 6)
     assert other_seed[0] == 0 and other_seed[1] != text
+
+
+def mamba():
+    return mamba_lm(Architecture(Mamba(width=6, state_size=3), vocab_size=256, num_layers=2)), ssm.save_pretrained
+
+
+def mamba2():
+    mixer = Mamba2(width=6, state_size=3, head_size=4, num_groups=3)
+    model = mamba_lm(Architecture(mixer, vocab_size=256, num_layers=1))
+    return model, partial(ssm.save_pretrained, layout="original")
+
+
+def lightnet_of_fla():
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "hidden": 8, "gate_rank": 2}
+    model = lightnet.pretrained.lightnet_lm(lightnet.pretrained.Architecture(vocab_size=256, **sizes))
+    return model, lightnet.pretrained.save_pretrained
+
+
+@pytest.mark.parametrize(
+    "made", [mamba, *(pytest.param(made, marks=pytest.mark.slow) for made in (mamba2, lightnet_of_fla))]
+)
+def test_text_comes_from_checkpoints_in_the_layouts_of_others(tmp_path, call, refused, made):
+    model, save = made()
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    save(tmp_path, model, variables)
+    status, text, _ = call("generate", tmp_path, "--prompt", PROMPT, "--tokens", 7, "--seed", 5)
+    prompt = jnp.array([list(PROMPT.encode())])
+    tokens = lightnet.decoding.generate(model, variables, prompt, 7, jax.random.key(5))
+    assert (status, text) == (0, bytes(np.asarray(tokens[0], np.uint8)).decode(errors="replace") + "\n")
+    assert "is a checkpoint with safetensors already" in refused(call("export", tmp_path, tmp_path / "out"))
 
 
 @pytest.fixture

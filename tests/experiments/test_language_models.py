@@ -14,12 +14,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import ssm
 from experiments.errors import UserError
 from experiments.language_models import LanguageModel, Trained, describe, export, load
 from experiments.mixers import CAUSAL_ONLY, MIXERS, ORDER_FREE_ONLY
 from experiments.text_stream import TokenizerDecoder
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.update import initial_state
+from ssm.mamba import Mamba
+from ssm.models import Architecture, mamba_lm
 
 SMALL = LanguageModel(7, num_layers=1, width=8, num_heads=2, hidden=12)
 OPTIONS = {"decay": "vector", "gate_activation": "silu", "phantom_logit": 0.5}
@@ -84,7 +87,7 @@ def test_an_export_is_read_back_and_replaced_as_a_whole(tmp_path):
         assert found.language_model == language_model
         same(found.variables, written.variables)
     tokens = jnp.array([[1, 2, 3]])  # the same model, though its options went through JSON
-    logits, expected = (jax.jit(of.model.apply)(of.variables, tokens)[0] for of in (found, written))
+    logits, expected = (jax.jit(of.model.apply)(of.variables, tokens) for of in (found, written))
     same(logits, expected)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     names = load_file(tmp_path / "out" / "model.safetensors")
@@ -99,8 +102,8 @@ def test_every_causal_mixer_can_be_described_and_goes_on_from_its_state(name):
     model = dataclasses.replace(SMALL, mixer=name, positions=positions).build(cache=9)
     variables = variables_of(dataclasses.replace(SMALL, mixer=name, positions=positions))
     tokens = np.random.default_rng(0).integers(0, 7, (2, 9)).astype(np.int32)
-    expected, _ = jax.jit(model.apply)(variables, tokens)
-    _, state = jax.jit(model.apply)(variables, tokens[:, :5])
+    expected = jax.jit(model.apply)(variables, tokens)
+    _, state = jax.jit(partial(model.apply, method="extend"))(variables, tokens[:, :5])
     step = jax.jit(partial(model.apply, method="step"))
     for t in range(5, 9):
         logits, state = step(variables, tokens[:, t], state)
@@ -167,7 +170,7 @@ def test_folders_without_a_model_are_told(tmp_path):
     with told("unknown model_type 'lightnet_lb'; nearest: lightnet_lab"):
         load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with told("unknown model_type 'llama'; there is: lightnet_lab"):
+    with told("unknown model_type 'llama'; there is: lightnet_lab, mamba, mamba2, lightnet"):
         load(tmp_path)
     (tmp_path / "config.json").write_text(
         '{"model_type": "lightnet_lab", "vocab_size": 3, "widht": 8, "tokenizer": null}'
@@ -259,7 +262,8 @@ def test_text_of_a_tokenizer_comes_as_soon_as_it_is_certain():
         ({"num_heads": 3}, "config.json: num_heads: got 3, expected a divisor"),
         ({"position_options": {"relative": 3}}, "config.json: .*int"),
         ({"tokenizer": "tokenizer.json"}, "tokenizer.json does not exist"),
-        ({"model_type": "lightnet"}, "use lightnet.pretrained.load_pretrained"),
+        ({"model_type": "lightnet"}, "config.json: unknown options hidden, "),
+        ({"model_type": "mamba"}, "config.json: unknown options hidden, "),
     ],
 )
 def test_a_wrong_description_is_told_in_one_line(tmp_path, changes, told):
@@ -277,4 +281,27 @@ def test_an_export_without_its_tokenizer_is_refused(tmp_path):
     assert load(tmp_path).language_model == described
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="tokenizer.json does not exist"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "original"])
+def test_a_checkpoint_in_the_layout_of_others_is_read(tmp_path, layout):
+    model = mamba_lm(Architecture(Mamba(width=6, state_size=3), vocab_size=290, num_layers=1))
+    variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    ssm.save_pretrained(tmp_path, model, variables, layout=layout)
+    with pytest.raises(UserError, match="tokenizer.json does not exist, and the model's 290 tokens are no bytes"):
+        load(tmp_path)
+    tokenizer = bpe()
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    found = load(tmp_path)
+    same(found.variables, variables)
+    assert found.language_model.build(cache=9) is found.model
+    assert found.language_model.encode("def f") == tokenizer.encode("def f").ids
+    assert (found.language_model.vocab_size, found.language_model.limit) == (290, None)
+    with pytest.raises(UserError, match="--model: got 'x', but .* is one exported model"):
+        load(tmp_path, "x")
+    with pytest.raises(UserError, match="the model is a checkpoint with safetensors already.*copy its folder"):
+        export(tmp_path / "out", found)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"^{tmp_path}: path: got .*, expected model.safetensors"):
         load(tmp_path)

@@ -260,7 +260,7 @@ def _train(
     """Test accuracies (seeds,) in %, parameters of one model, and seconds of its training."""
     import jax.numpy as jnp
 
-    from experiments.lightnet.together import number_of_parameters, train_together
+    from experiments.training.together import number_of_parameters, train_together
 
     model, name = model_of(config, variant, train.images.shape[1:3]), variant_name(variant)
     outcome = train_together(
@@ -283,33 +283,12 @@ def _loss(config: Config, model: Any, train: Digits, params: Any, rows: jax.Arra
     import jax.numpy as jnp
     import optax
 
+    from experiments.sources.shifts import shifted
+
     images, labels = jnp.asarray(train.images)[rows], jnp.asarray(train.labels)[rows]
     logits = model.apply({"params": params}, shifted(images, key, config.shift))
     targets = optax.smooth_labels(jax.nn.one_hot(labels, CLASSES), config.smoothing)
     return optax.softmax_cross_entropy(logits, targets).mean()
-
-
-def shifted(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
-    """Images moved by as many pixels as the key says, each by itself, from -most to most along both axes.
-
-    Args:
-        images: (B, H, W, C).
-        key: random key.
-        most: pixels; what comes in from outside is the smallest value there is, the background.
-
-    Returns:
-        The same shape.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    if not most:
-        return images
-    edges = ((0, 0), (most, most), (most, most), (0, 0))
-    padded = jnp.pad(images, edges, constant_values=jnp.min(images))
-    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * most + 1)
-    size = images.shape[1:]
-    return jax.vmap(lambda image, by: jax.lax.dynamic_slice(image, (by[0], by[1], 0), size))(padded, offsets)
 
 
 def _accuracy(model: Any, params: Any, test: Digits) -> np.ndarray:

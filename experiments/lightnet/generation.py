@@ -291,7 +291,7 @@ def _train_and_sample(
     folder: Path,
 ) -> tuple[np.ndarray, int, float]:
     """Samples (seeds, samples, 8, 8, 1), parameters of one model, and seconds of its training."""
-    from experiments.lightnet.together import number_of_parameters, train_together
+    from experiments.training.together import number_of_parameters, train_together
     from experiments.training.update import evaluated
 
     outcome = train_together(

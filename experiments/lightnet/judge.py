@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lightnet.together import one_of, train_together
 from experiments.training.config import TrainConfig
+from experiments.training.together import one_of, train_together
 
 Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from experiments import equal_size
 from experiments.training.config import TrainConfig, require
 
 if TYPE_CHECKING:
@@ -209,29 +210,7 @@ def next_token_task(model: Any, held_out: Mapping[str, Mapping[str, Any]], lengt
 
 def count_parameters(model: Any) -> int:
     """Parameters of a model of tokens (B, L), by tracing its initialisation."""
-    import jax
-    import jax.numpy as jnp
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def hidden_for(count: Any, parameters: int) -> int:
-    """Width of the GLU with which a model has about as many parameters as asked for.
-
-    Args:
-        count: width -> parameters, a straight line.
-        parameters: how many there shall be.
-
-    Returns:
-        The width, at least 1.
-
-    Example:
-        >>> hidden_for(lambda hidden: 100 + 6 * hidden, 200)
-        17
-    """
-    first = count(1)
-    return max(1, 1 + round((parameters - first) / (count(2) - first)))
+    return equal_size.count_parameters(model, np.zeros((1, 8), np.int32))
 
 
 def at_equal_size(model: LanguageModel, parameters: int) -> LanguageModel:
@@ -246,7 +225,7 @@ def at_equal_size(model: LanguageModel, parameters: int) -> LanguageModel:
         1 % at the sizes of the presets but `smoke`. A model that has more even without a GLU gets one unit and stays
         larger; results state how many parameters each model has.
     """
-    hidden = hidden_for(lambda width: count_parameters(replace(model, hidden=width).build()), parameters)
+    hidden = equal_size.hidden_for(lambda width: count_parameters(replace(model, hidden=width).build()), parameters)
     return replace(model, hidden=hidden)
 
 

@@ -10,6 +10,7 @@ The published comparison is one of 24 hours, for which no numbers were at hand; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import results
+from experiments.equal_size import hidden_for
 from experiments.lightnet import language
 from experiments.lightnet.language import BYTES, ModelConfig, TextConfig
 from experiments.mixers import read_model
@@ -214,9 +216,13 @@ def models_of(config: Config) -> dict[str, tuple[Any, int]]:
     parameters = language.count_parameters(build[config.models[0]](config.model.hidden))
     models = {}
     for name, make in build.items():
-        hidden = language.hidden_for(lambda width, make=make: language.count_parameters(make(width)), parameters)
+        hidden = hidden_for(partial(_parameters, make), parameters)
         models[name] = (make(hidden), hidden)
     return models
+
+
+def _parameters(make: Callable[[int], Any], hidden: int) -> int:
+    return language.count_parameters(make(hidden))
 
 
 def _build(config: Config, name: str, hidden: int) -> Any:

@@ -160,7 +160,7 @@ def _train(
     import jax.numpy as jnp
 
     from experiments.lightnet.initial_values import for_narrow_models
-    from experiments.lightnet.together import number_of_parameters, train_together
+    from experiments.training.together import number_of_parameters, train_together
 
     model = model_of(config, encoding)
     outcome = train_together(

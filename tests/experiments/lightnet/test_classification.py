@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,15 +47,6 @@ def test_differences_are_taken_seed_by_seed_and_only_between_variants_that_are_t
     assert measured["R4-digits-positions"].tolist() == [3.0, 0.5, 2.0]
     assert measured["R3-against-multiplicative"] == [-1.0]
     assert "review-2d-rotary" not in measured and "R3-against-softmax" not in measured
-
-
-def test_images_move_by_whole_pixels_and_background_comes_in():
-    image = jnp.zeros((1, 8, 8, 1)).at[0, 0, 3, 0].set(5.0).at[0, 4, 4, 0].set(-1.0)
-    moved = classification.shifted(jnp.repeat(image, 200, axis=0), jax.random.key(0), 1)[..., 0]
-    at = np.argwhere(np.asarray(moved) == 5.0)
-    assert set(at[:, 2]) == {2, 3, 4} and set(at[:, 1]) == {0, 1}  # a third has left the picture
-    assert float(moved[:, 7].max()) == 0.0 and float(moved.min()) == -1.0
-    np.testing.assert_array_equal(classification.shifted(image, jax.random.key(0), 0), image)
 
 
 def test_test_images_are_the_same_for_all_and_standardised_with_the_training_part():

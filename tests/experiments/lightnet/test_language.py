@@ -78,12 +78,5 @@ def test_the_loss_is_per_token_and_the_metric_per_byte():
     assert float(metrics["nats_per_byte"]) == pytest.approx(np.log(256) / 4, rel=1e-6)
 
 
-def test_hidden_is_the_nearest_width():
-    sizes = {hidden: 1000 + 48 * hidden for hidden in range(1, 100)}
-    for parameters in (1500, 2000, 3333):
-        nearest = min(sizes, key=lambda hidden: abs(sizes[hidden] - parameters))
-        assert language.hidden_for(sizes.__getitem__, parameters) == nearest
-
-
 def test_bytes_are_those_of_utf8():
     assert Vocabulary(None, np.ones(256, np.float32)).encode(("é", "a")).tolist() == [0xC3, 0xA9, 97]

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.training.config import TrainConfig
 from experiments.training.loop import Outcome, random_stream, train
-from experiments.training.task import Task
+from experiments.training.task import Metrics, Task
 
 OneLoss = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
@@ -106,6 +106,7 @@ def train_together(
     seeds: Sequence[int],
     label: str,
     at_once: int = 1,
+    evaluate: Callable[[Any], Metrics] | None = None,
 ) -> Outcome:
     """Train one model per seed.
 
@@ -118,6 +119,7 @@ def train_together(
         seeds: one per model.
         label: shown beside the progress.
         at_once: see `mapped`.
+        evaluate: stacked parameters -> scalars, see `Task`; None evaluates nothing.
 
     Returns:
         The outcome, whose parameters have the models as their leading axis.
@@ -141,7 +143,8 @@ def train_together(
         value = total(params, batch["rows"].T, keys)
         return value, {"loss of a model": value / len(seeds)}
 
-    return train(config, Task(init=stacked, loss=losses), orders(seeds, count), folder, seed=0, label=label)
+    task = Task(init=stacked, loss=losses, evaluate=evaluate)
+    return train(config, task, orders(seeds, count), folder, seed=0, label=label)
 
 
 def number_of_parameters(params: Any, models: int) -> int:

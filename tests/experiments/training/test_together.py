@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lightnet.together import orders, summed_losses, train_together
 from experiments.training.config import OptimizerConfig, TrainConfig
+from experiments.training.together import orders, summed_losses, train_together
 
 X = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 SETTINGS = TrainConfig(steps=5, batch_size=4, eval_every=0, optimizer=OptimizerConfig(learning_rate=0.1))
@@ -38,6 +38,15 @@ def test_a_model_does_not_depend_on_those_beside_it(tmp_path):
     alone = train_together(SETTINGS, init, loss, 12, tmp_path / "alone", seeds=(8,), label="alone")
     np.testing.assert_allclose(both.params["kernel"][1], alone.params["kernel"][0], rtol=1e-5)
     assert abs(both.params["kernel"][0] - both.params["kernel"][1]).max() > 0.01
+
+
+def test_models_are_evaluated_together(tmp_path):
+    settings = replace(SETTINGS, eval_every=2)
+    outcome = train_together(
+        settings, init, loss, 12, tmp_path, seeds=(3, 8), label="both", evaluate=lambda p: {"w": p["kernel"][1, 0]}
+    )
+    assert outcome.evaluation["step"].tolist() == [0, 2, 4, 5]
+    assert outcome.evaluation["w"][-1] == outcome.params["kernel"][1, 0]
 
 
 def test_each_model_has_an_order_of_its_own():

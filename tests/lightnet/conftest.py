@@ -26,7 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Without most optimisations, but for the scan core, whose tests are about the programs that are run."""
-    jax.config.update("jax_disable_most_optimizations", request.path.parent == FOLDER)
+    """Without most optimisations, but for each recurrence, whose tests are about the programs that are run."""
+    of_all = request.path.name == "test_recurrence.py"
+    jax.config.update("jax_disable_most_optimizations", of_all or request.path.parent == FOLDER)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

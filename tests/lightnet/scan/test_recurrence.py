@@ -59,20 +59,27 @@ def test_vmap_over_one_operand_counts_every_cotangent_once(name):
     """Some outputs do not depend on the mapped operand, the final state on the queries for one."""
     args = operands(name, 2, 5, seed=0)
     random = np.random.default_rng(1)
-    for mapped in range(len(args)):
+    everything = tuple(range(len(args)))
+    weights = jax.tree.map(lambda x: random.standard_normal((2, *x.shape)), jax.eval_shape(CALLS[name], *args))
+
+    def weighted(y, weights):
+        pairs = zip(jax.tree.leaves(y), jax.tree.leaves(weights), strict=True)
+        return sum((jnp.real(x) * w).sum() for x, w in pairs)
+
+    @jax.jit
+    def alone(weights, *args):
+        return jax.grad(lambda *a: weighted(CALLS[name](*a), weights), everything)(*args)
+
+    for mapped in everything:
+        axes = [0 if i == mapped else None for i in everything]
         stacked = tuple(jnp.stack([x, 0.5 * x]) if i == mapped else x for i, x in enumerate(args))
-        axes = [0 if i == mapped else None for i in range(len(args))]
-        out = jax.tree.map(lambda x: random.standard_normal((2, *x.shape)), jax.eval_shape(CALLS[name], *args))
-
-        def weighted(y, out=out):
-            return sum((jnp.real(x) * w).sum() for x, w in zip(jax.tree.leaves(y), jax.tree.leaves(out), strict=True))
-
-        def one_by_one(*args, mapped=mapped):
-            each = [CALLS[name](*(x[k] if i == mapped else x for i, x in enumerate(args))) for k in range(2)]
-            return jax.tree.map(lambda *x: jnp.stack(x), *each)
-
-        everything = tuple(range(len(args)))
-        have = jax.jit(jax.grad(lambda *a, axes=axes: weighted(jax.vmap(CALLS[name], axes)(*a)), everything))(*stacked)
-        want = jax.jit(jax.grad(lambda *a: weighted(one_by_one(*a)), everything))(*stacked)
-        for x, y in zip(have, want, strict=True):
+        have = jax.jit(jax.grad(lambda *a, axes=axes: weighted(jax.vmap(CALLS[name], axes)(*a), weights), everything))
+        each = [
+            alone(
+                jax.tree.map(lambda w, k=k: w[k], weights), *(x[k] if i == mapped else x for i, x in enumerate(stacked))
+            )
+            for k in range(2)
+        ]
+        for i, x, *want in zip(everything, have(*stacked), *each, strict=True):
+            y = np.stack(want) if i == mapped else want[0] + want[1]
             assert np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(y)

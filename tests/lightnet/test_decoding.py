@@ -17,9 +17,8 @@ VOCAB = 11
 MIXERS = {
     "lightnet": LightNetAttention,
     "conv": partial(LightNetAttention, conv_width=3),
-    "phantom": partial(LightNetAttention, phantom_logit=0.5),
     "unshared": partial(LightNetAttention, decay="vector"),
-    "scalar": partial(LightNetAttention, decay="scalar", phantom_logit=-0.5),
+    "phantom": partial(LightNetAttention, decay="scalar", phantom_logit=-0.5),
     "not-normalised": partial(LightNetAttention, decay="vector", normalised=False),
     "linear": LinearAttention,
     "multiplicative": MultiplicativeDecay,

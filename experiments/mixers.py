@@ -9,14 +9,16 @@ from typing import Any, Literal
 
 from experiments.registry import unknown
 
-MIXERS = ("lightnet", "linear", "softmax", "multiplicative", "multiplicative-2", "multiplicative-4", "mamba")
-CAUSAL_ONLY, ORDER_FREE_ONLY = ("multiplicative", "mamba"), ("multiplicative-2", "multiplicative-4")
+STATE_SPACES = ("s4", "s4d", "s5", "s5-bidirectional", "mamba", "mamba2")
+MIXERS = ("lightnet", "linear", "softmax", "multiplicative", "multiplicative-2", "multiplicative-4", *STATE_SPACES)
+ORDER_FREE_ONLY = ("multiplicative-2", "multiplicative-4", "s5-bidirectional")
+CAUSAL_ONLY = ("multiplicative", *(name for name in STATE_SPACES if name not in ORDER_FREE_ONLY))
 POSITIONS = ("none", "lrpe", "tpe", "both", "rotary", "learned", "seqpe")
 Task = Literal["causal text", "text", "pictures"]
 _OUT_OF_PLACE = {
     "causal text": (ORDER_FREE_ONLY, "scans both ways and would see the future"),
     "text": (("multiplicative-4",), "scans two axes, and text has one"),
-    "pictures": (("mamba",), "scans one axis, and pictures have two"),
+    "pictures": (STATE_SPACES, "scans one axis, and pictures have two"),
 }
 
 
@@ -77,29 +79,28 @@ def mixer(name: str, *, causal: bool, **options: Any) -> Callable[..., Any]:
 
     Args:
         name: one of MIXERS; "multiplicative-2" scans both ways, "multiplicative-4" the four ways of a picture.
-        causal: whether tokens see only those before them. One multiplicative scan and Mamba always do, so that asking
-            them for less is a comparison with a model that cannot see ahead; two and four scans never do.
+        causal: whether tokens see only those before them. What is in CAUSAL_ONLY always does, so that asking it for
+            less is a comparison with a model that cannot see ahead; what is in ORDER_FREE_ONLY never does.
         **options: further fields of the mixer.
 
     Returns:
         The constructor.
 
     Raises:
-        ValueError: an unknown name, or two or four scans shall be causal.
+        ValueError: an unknown name, or a mixer that scans both ways shall be causal.
 
     Example:
         >>> mixer("lightnet", causal=False)(width=8, num_heads=2).causal
         False
     """
     from lightnet.mixers import LightNetAttention, LinearAttention, MultiplicativeDecay, SoftmaxAttention
-    from ssm.mamba import Mamba
 
     if name not in MIXERS:
         raise ValueError(f"mixer: got {name!r}, expected one of {', '.join(MIXERS)}")
     if causal and name in ORDER_FREE_ONLY:
         raise ValueError(f"mixer: got {name!r} for a causal model, whose scans go both ways")
-    if name == "mamba":
-        return partial(_headless, Mamba, **options)
+    if name in STATE_SPACES:
+        return _state_space(name, options)
     if name.startswith("multiplicative"):
         return partial(MultiplicativeDecay, num_scans=int(name.partition("-")[2] or 1), **options)
     kinds = {"lightnet": LightNetAttention, "linear": LinearAttention, "softmax": SoftmaxAttention}
@@ -139,7 +140,32 @@ def positions(name: str, *, length: int = 0) -> dict[str, Any]:
     return {"relative": relative, "input_positions": added.get(name)}
 
 
+def _state_space(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    from ssm.mamba import Mamba
+    from ssm.mamba2 import Mamba2
+    from ssm.s4 import S4
+    from ssm.s4d import S4D
+    from ssm.s5 import S5
+
+    if name == "mamba2":
+        return partial(_inner_heads, Mamba2, **options)
+    if name == "s5-bidirectional":
+        options = {"bidirectional": True, **options}
+    kinds: dict[str, Any] = {"s4": S4, "s4d": S4D, "s5": S5, "s5-bidirectional": S5, "mamba": Mamba}
+    return partial(_headless, kinds[name], **options)
+
+
 def _headless(kind: Callable[..., Any], *, num_heads: int, relative: Any = None, **options: Any) -> Any:
     """A mixer without heads and without relative encodings."""
     del num_heads, relative
     return kind(**options)
+
+
+def _inner_heads(kind: Callable[..., Any], *, width: int, num_heads: int, relative: Any = None, **options: Any) -> Any:
+    """A mixer with the size of its heads given: as many share its inner channels, which are 2 D without `expand`.
+
+    The published size, 64, does not divide the channels of a narrow model.
+    """
+    del relative
+    inner = options.get("expand", 2) * width
+    return kind(**{"width": width, "head_size": max(1, inner // num_heads), **options})

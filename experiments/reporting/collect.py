@@ -135,16 +135,16 @@ def collect(runs_dir: str | Path | None = None) -> Report:
         found[shown.id] += [shown.stored] if shown.stored else []
     lines = [_line(row, found[row.result]) for row in ledger().values()]
     papers = dict.fromkeys(line.row.id.partition("/")[0] for line in lines)
-    sections = [
-        Section(
-            paper,
-            [line for line in lines if line.row.id.startswith(f"{paper}/")],
-            [shown for shown in results if shown.id.startswith(f"{paper}/")],
-        )
-        for paper in papers
-    ]
+    sections = [_section(paper, lines, results) for paper in papers]
     code = environment.code_version(*environment.git_state())
     return Report(sections, environment.versions(), code, _own(runs_dir))
+
+
+def _section(paper: str, lines: list[Line], results: list[Shown]) -> Section:
+    """Claims of a paper and the results that test them, also those in a folder of another name."""
+    mine = [line for line in lines if line.row.id.startswith(f"{paper}/")]
+    named = {line.row.result for line in mine}
+    return Section(paper, mine, [shown for shown in results if shown.id in named or shown.id.startswith(f"{paper}/")])
 
 
 def _own(runs_dir: str | Path | None) -> list[list[str]]:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -135,6 +136,13 @@ def test_markdown_rows_have_the_cells_of_their_header(call, demo):
             assert cells == header, line
         else:
             header = 0
+
+
+def test_a_result_is_shown_with_its_claims_whatever_its_folder_is_called(demo, monkeypatch):
+    renamed = [replace(row, id=row.id.replace("demo/", "memory/")) for row in ROWS]
+    monkeypatch.setattr(collecting, "ledger", lambda: {row.id: row for row in renamed})
+    shown = {section.paper: [shown.id for shown in section.results] for section in collecting.collect().sections}
+    assert shown == {"memory": ["demo/toy"], "other": []}
 
 
 def test_results_of_your_own_are_listed_and_not_counted(call, toy, demo, monkeypatch):

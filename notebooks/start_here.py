@@ -79,5 +79,5 @@ model = CausalLM(
     Backbone(mixer=partial(SoftmaxAttention, num_heads=2), num_layers=2, width=32), vocab_size=2, max_length=64
 )
 tokens = source.sample(jax.random.key(0), (4, 64))
-(logits, _), variables = model.init_with_output(jax.random.key(1), tokens)
+logits, variables = model.init_with_output(jax.random.key(1), tokens)
 print(logits.shape)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lightnet.backbone import DecodingState
+from lightnet.backbone.language_model import check_ids
 from lightnet.scan.checks import ArrayInput, as_arrays, known
 from lightnet.typing import Array
 
@@ -77,7 +78,6 @@ def prefill(
         ((2, 5), [3, 1])
     """
     tokens, mask = as_arrays(tokens=tokens, mask=mask)
-    _check_ids("tokens", tokens, mask, model)
     outputs: Any = model.apply(variables, tokens, state, mask=mask, method="extend")
     logits, after = outputs
     if mask is None:
@@ -371,22 +371,11 @@ def _checked(
     prompt, mask = as_arrays(prompt=prompt, mask=mask)
     if prompt.ndim != 2 or prompt.shape[1] < 1:
         raise ValueError(f"prompt: got shape {list(prompt.shape)}, expected (B, P) with P from 1")
-    _check_ids("prompt", prompt, mask, model)
+    if hasattr(model, "vocab_size"):
+        check_ids("prompt", prompt, model.vocab_size + getattr(model, "num_input_only", 0), mask)
     if steps is not None and steps < 1:
         raise ValueError(f"steps: got {steps}, expected at least 1")
     return prompt, mask
-
-
-def _check_ids(name: str, tokens: Array, mask: Array | None, model: Any) -> None:
-    """Refuse ids that the model does not have, where they are known; indexing would take the nearest."""
-    if not known(tokens) or not known(mask) or not hasattr(model, "vocab_size"):
-        return
-    size, ids = model.vocab_size + getattr(model, "num_input_only", 0), np.asarray(tokens)
-    wrong = (ids < 0) | (ids >= size)
-    if mask is not None and mask.shape == ids.shape:
-        wrong &= np.asarray(mask)
-    if wrong.any():
-        raise ValueError(f"{name}: got the id {ids[wrong][0]}, expected ids from 0 to {size - 1} (V = {size})")
 
 
 def _refuse_failed(tokens: np.ndarray, before: int) -> None:

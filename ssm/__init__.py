@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssm.mamba import Mamba
     from ssm.mamba2 import Mamba2
-    from ssm.models import mamba_lm
+    from ssm.models import Architecture, mamba_lm
     from ssm.pretrained import load_pretrained, save_pretrained
     from ssm.s4 import S4
     from ssm.s4d import S4D
     from ssm.s5 import S5
 
-__all__ = ["S4", "S4D", "S5", "Mamba", "Mamba2", "load_pretrained", "mamba_lm", "save_pretrained"]
+__all__ = ["S4", "S4D", "S5", "Architecture", "Mamba", "Mamba2", "load_pretrained", "mamba_lm", "save_pretrained"]
 
 _MODULE_OF = {
+    "Architecture": "models",
     "S4": "s4",
     "S4D": "s4d",
     "S5": "s5",
@@ -42,3 +43,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return __all__

@@ -271,8 +271,9 @@ def _cauchy_sums(products: Array, zeta: Array, sin: Array, cos: Array) -> Array:
     size, real = jnp.abs(zeta)[..., None] ** 2, zeta.real[..., None]
     sin, cos = sin[None], cos[None]
     inverse = 1 / (size * cos**2 - sin**2 - 2j * sin * cos * real)  # (D, N, F)
-    weights = jnp.stack([products.real, (products * zeta.conj()[None]).real]).astype(inverse.dtype)
-    sums = _einsum("ikdn,dnf->ikdf", weights, inverse)
+    weights = jnp.stack([products.real, (products * zeta.conj()[None]).real])
+    # Of real numbers only: a product of matrices may be stored for the gradient, which JAX refuses for complex ones.
+    sums = jax.lax.complex(*_einsum("ikdn,cdnf->cikdf", weights, jnp.stack([inverse.real, inverse.imag])))
     return 2 * (1j * sin * sums[0] - cos * sums[1])
 
 

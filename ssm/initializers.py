@@ -203,7 +203,13 @@ def constant_init(value: Any) -> Callable[..., Array]:
 
 
 def check_step_range(dt_min: float, dt_max: float) -> None:
-    """Raise a ValueError unless 0 < dt_min <= dt_max."""
+    """Raise a ValueError unless 0 < dt_min <= dt_max.
+
+    Example:
+        >>> check_step_range(0.2, 0.1)
+        Traceback (most recent call last):
+        ValueError: dt_min, dt_max: got 0.2 and 0.1, expected 0 < dt_min <= dt_max
+    """
     if not 0 < dt_min <= dt_max:
         raise ValueError(f"dt_min, dt_max: got {dt_min} and {dt_max}, expected 0 < dt_min <= dt_max")
 

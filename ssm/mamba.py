@@ -13,6 +13,7 @@ recurrence and is trained with A_log and D, and is added in the precision of the
 float32 at least, whatever the precision of the rest. `in_proj` keeps the parts apart: its kernel is (D, 2, E).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ from lightnet.backbone import Capabilities, Mixer, partitioned
 from lightnet.scan import causal_conv, causal_conv_step, selective_scan, selective_step
 from lightnet.scan.states import computing_state, stored_state
 from lightnet.typing import Array
+from ssm.checks import check_sequence, check_token
 from ssm.initializers import check_step_range, s4d_real_init, step_bias_init, uniform_init
 
 
@@ -86,7 +88,7 @@ class DepthwiseTaps(nn.Module):
 class Mamba(Mixer):
     """Mamba's mixer (Gu and Dao, arXiv 2312.00752); see the module. Causal; it has no heads and knows no positions.
 
-    Initial values are those of the published models, but for `out_proj`, which is the backbone's to scale.
+    Initial values are those of the published models; those of `out_proj` are so only with an `out_init`.
 
     Attributes:
         width: channels D.
@@ -99,6 +101,7 @@ class Mamba(Mixer):
         use_bias: biases of the first and the last projection.
         conv_bias: bias of the convolution.
         out_scale: standard deviation of the output kernel's initial values.
+        out_init: initializer of the output kernel in place of that; None draws from a normal distribution.
         dtype: of the computation; None takes that of the inputs and parameters. The recurrence is float32 at least.
 
     Example:
@@ -122,6 +125,7 @@ class Mamba(Mixer):
     use_bias: bool = False
     conv_bias: bool = True
     out_scale: float = 0.02
+    out_init: Callable[..., Array] | None = None
     dtype: Any = None
 
     @property
@@ -144,12 +148,11 @@ class Mamba(Mixer):
         select = partitioned(uniform_init(inner**-0.5), "mlp", None)
         self.x_proj = nn.Dense(rank + 2 * states, use_bias=False, kernel_init=select, dtype=self.dtype)
         step = partitioned(uniform_init(rank**-0.5), None, "mlp")
-        wide = None if self.dtype is None else self._wide
-        self.dt_proj = nn.Dense(inner, use_bias=False, kernel_init=step, dtype=wide)
+        self.dt_proj = nn.Dense(inner, use_bias=False, kernel_init=step)
         self.dt_bias = self.param("dt_bias", partitioned(step_bias_init(self.dt_min, self.dt_max), "mlp"), (inner,))
         self.A_log = self.param("A_log", partitioned(s4d_real_init, "mlp", None), (inner, states))
         self.D = self.param("D", partitioned(nn.initializers.ones, "mlp"), (inner,))
-        out = partitioned(nn.initializers.normal(self.out_scale), "mlp", "embed")
+        out = partitioned(self.out_init or nn.initializers.normal(self.out_scale), "mlp", "embed")
         self.out_proj = nn.Dense(self.width, use_bias=self.use_bias, kernel_init=out, dtype=self.dtype)
 
     @property
@@ -177,8 +180,9 @@ class Mamba(Mixer):
             (B, L, D), and the state behind the last token.
 
         Raises:
-            ValueError: a shape is another than stated.
+            ValueError: an argument has another shape or kind than stated.
         """
+        check_sequence(self, x, state, segment_ids, mask)
         per_token: dict[str, Any] = {"segment_ids": segment_ids, "mask": mask}
         conv, ssm = (
             (None, None) if state is None else computing_state(state, self.dtype, x, self.variables.get("params", {}))
@@ -191,7 +195,12 @@ class Mamba(Mixer):
         return zero_masked(self.out_proj(y), mask), stored_state(MambaState(conv, ssm), state)
 
     def step(self, x: Array, state: MambaState) -> tuple[Array, MambaState]:
-        """Advance by one token (B, D)."""
+        """Advance by one token (B, D).
+
+        Raises:
+            ValueError: an argument has another shape or kind than stated.
+        """
+        check_token(self, x, state)
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
         before = computing_state(state, self.dtype, x, self.variables.get("params", {}))
         u, conv = causal_conv_step(u, *self.conv1d(u.dtype), before.conv)
@@ -220,17 +229,28 @@ class Mamba(Mixer):
         """dt (..., E), A (E, N), B and C (..., N)."""
         selected = self.x_proj(u)
         low, B, C = jnp.split(selected, (self.rank, self.rank + self.state_size), axis=-1)
-        return step_sizes(self.dt_proj(low), self.dt_bias), -jnp.exp(at_least_float32(self.A_log)), B, C
+        dt = step_sizes(self.dt_proj(at_least_float32(low)), self.dt_bias)
+        return dt, -jnp.exp(at_least_float32(self.A_log)), B, C
 
     def _skip(self) -> Array:
         return at_least_float32(self.D)
 
 
 def at_least_float32(x: Array) -> Array:
-    """In float32, or as it is if that is wider."""
+    """In float32, or as it is if that is wider.
+
+    Example:
+        >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
+        dtype('float32')
+    """
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def zero_masked(x: Array, mask: Array | None) -> Array:
-    """0 in the place of whatever a masked token (B, L) of x (B, L, D) contains."""
+    """0 in the place of whatever a masked token (B, L) of x (B, L, D) contains.
+
+    Example:
+        >>> zero_masked(jnp.array([[[jnp.nan], [2.0]]]), jnp.array([[False, True]])).ravel().tolist()
+        [0.0, 2.0]
+    """
     return x if mask is None else jnp.where(mask[..., None], x, 0)

@@ -25,9 +25,11 @@ import jax.numpy as jnp
 
 from lightnet.backbone import Capabilities, Mixer, partitioned
 from lightnet.scan import causal_conv, causal_conv_step, gated_linear_attention, gated_linear_step
+from lightnet.scan.recurrence import state_dtype
 from lightnet.scan.states import computing_state, stored_state
 from lightnet.typing import Array
-from ssm.initializers import step_bias_init, uniform_init
+from ssm.checks import check_sequence, check_token
+from ssm.initializers import check_step_range, step_bias_init, uniform_init
 from ssm.mamba import DepthwiseTaps, at_least_float32, step_sizes, zero_masked
 
 
@@ -113,7 +115,7 @@ class GatedRMSNorm(nn.Module):
 class Mamba2(Mixer):
     """Mamba-2's mixer (Dao and Gu, arXiv 2405.21060); see the module. Causal; it knows no positions.
 
-    Initial values are those of the published models, but for `out_proj`, which is the backbone's to scale.
+    Initial values are those of the published models; those of `out_proj` are so only with an `out_init`.
 
     Attributes:
         width: channels D.
@@ -130,6 +132,7 @@ class Mamba2(Mixer):
         conv_bias: biases of the convolutions.
         norm_eps: of the norm.
         out_scale: standard deviation of the output kernel's initial values.
+        out_init: initializer of the output kernel in place of that; None draws from a normal distribution.
         dtype: of the computation; None takes that of the inputs and parameters. The recurrence is float32 at least.
 
     Example:
@@ -157,6 +160,7 @@ class Mamba2(Mixer):
     conv_bias: bool = True
     norm_eps: float = 1e-5
     out_scale: float = 0.02
+    out_init: Callable[..., Array] | None = None
     dtype: Any = None
 
     @property
@@ -173,7 +177,7 @@ class Mamba2(Mixer):
         """Declare the parameters."""
         self._check()
         inner, heads, selected = self.inner, self.num_heads, self.num_groups * self.state_size
-        uniform, wide = uniform_init(self.width**-0.5), None if self.dtype is None else self._wide
+        uniform = uniform_init(self.width**-0.5)
 
         def into(features: int | tuple[int, ...], dtype: Any, *axes: str | None) -> nn.DenseGeneral:
             init = partitioned(uniform, "embed", *axes)
@@ -181,14 +185,14 @@ class Mamba2(Mixer):
 
         self.in_proj = into((2, inner), self.dtype, None, "mlp")
         self.bc_proj = into((2, selected), self.dtype, None, None)  # every head of a group reads all of it
-        self.dt_proj = into(heads, wide, "heads")
+        self.dt_proj = into(heads, None, "heads")
         self.conv1d = DepthwiseTaps(self.conv_width, inner, self.conv_bias)
         self.conv1d_bc = DepthwiseTaps(self.conv_width, 2 * selected, self.conv_bias, axis=None)
         self.dt_bias = self.param("dt_bias", partitioned(step_bias_init(self.dt_min, self.dt_max), "heads"), (heads,))
         self.A_log = self.param("A_log", partitioned(log_uniform_rate_init(*self.A_range), "heads"), (heads,))
         self.D = self.param("D", partitioned(nn.initializers.ones, "heads"), (heads,))
         self.norm = GatedRMSNorm(self.num_groups, self.norm_eps)
-        out = partitioned(nn.initializers.normal(self.out_scale), "mlp", "embed")
+        out = partitioned(self.out_init or nn.initializers.normal(self.out_scale), "mlp", "embed")
         self.out_proj = nn.Dense(self.width, use_bias=self.use_bias, kernel_init=out, dtype=self.dtype)
 
     @property
@@ -216,8 +220,9 @@ class Mamba2(Mixer):
             (B, L, D), and the state behind the last token.
 
         Raises:
-            ValueError: a shape is another than stated.
+            ValueError: an argument has another shape or kind than stated.
         """
+        check_sequence(self, x, state, segment_ids, mask)
         per_token: dict[str, Any] = {"segment_ids": segment_ids, "mask": mask}
         conv, conv_bc, ssm = (None,) * 3 if state is None else self._computing(state, x)
         x = zero_masked(x, mask)
@@ -229,7 +234,12 @@ class Mamba2(Mixer):
         return zero_masked(self._out(y, u, z), mask), stored_state(Mamba2State(conv, conv_bc, ssm), state)
 
     def step(self, x: Array, state: Mamba2State) -> tuple[Array, Mamba2State]:
-        """Advance by one token (B, D)."""
+        """Advance by one token (B, D).
+
+        Raises:
+            ValueError: an argument has another shape or kind than stated.
+        """
+        check_token(self, x, state)
         before = self._computing(state, x)
         z, u, bc = self._projected(x)
         u, conv = causal_conv_step(u, *self.conv1d(u.dtype), before.conv)
@@ -258,8 +268,7 @@ class Mamba2(Mixer):
             raise ValueError(f"head_size: got {self.head_size}, expected a divisor of expand * width = {self.inner}")
         if self.num_heads % self.num_groups:
             raise ValueError(f"num_groups: got {self.num_groups}, expected a divisor of the {self.num_heads} heads")
-        if not 0 < self.dt_min <= self.dt_max:
-            raise ValueError(f"dt_min, dt_max: got {self.dt_min} and {self.dt_max}, expected 0 < dt_min <= dt_max")
+        check_step_range(self.dt_min, self.dt_max)
         if not 0 <= self.dt_limit[0] < self.dt_limit[1]:
             raise ValueError(f"dt_limit: got {self.dt_limit}, expected 0 <= low < high")
         if not 0 < self.A_range[0] <= self.A_range[1]:
@@ -278,7 +287,7 @@ class Mamba2(Mixer):
         u = nn.silu(u).reshape(*u.shape[:-1], self.num_heads, self.head_size)
         bc = nn.silu(bc).reshape(*bc.shape[:-1], 2, self.num_groups, self.state_size)
         B, C = jnp.unstack(bc, axis=-3)
-        dt = jnp.clip(step_sizes(self.dt_proj(x), self.dt_bias), *self.dt_limit)[..., None]
+        dt = jnp.clip(step_sizes(self.dt_proj(x.astype(state_dtype(u))), self.dt_bias), *self.dt_limit)[..., None]
         rate = -jnp.exp(at_least_float32(self.A_log))[:, None]
         return u, (C, B, dt * u, dt * jnp.broadcast_to(rate, dt.shape))
 

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 
 from lightnet.backbone import Backbone, CausalLM
+from ssm.initializers import uniform_init
 from ssm.mamba import Mamba
 from ssm.mamba2 import Mamba2
 
@@ -22,7 +23,7 @@ BY_THE_BACKBONE = {"width", "out_scale", "dtype", "parent", "name"}  # what a mi
 # Not compared: constructors, whose modules are; and what has no effect on what given parameters compute.
 CONSTRUCTORS = {"backbone", "mixer", "channel_mixer", "norm"}
 WITHOUT_EFFECT = {"parent", "name", "dtype", "param_dtype", "remat", "out_scale", "scale_init", "activation"}
-WITHOUT_EFFECT |= {"dt_min", "dt_max", "A_range"}
+WITHOUT_EFFECT |= {"dt_min", "dt_max", "A_range", "out_init"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Architecture:
 
 
 def mamba_lm(architecture: Architecture, dtype: Any = None) -> CausalLM:
-    """A causal language model; `ssm.pretrained.save_pretrained` can write it.
+    """A causal language model with the published initial values; `ssm.pretrained.save_pretrained` can write it.
 
     Args:
         architecture: its sizes.
@@ -67,6 +68,8 @@ def mamba_lm(architecture: Architecture, dtype: Any = None) -> CausalLM:
     """
     a = architecture
     options = {field.name: getattr(a.mixer, field.name) for field in fields(a.mixer)}
+    # U(-1 / sqrt(E), 1 / sqrt(E)) over the root of the number of layers, as in mamba_ssm.
+    options["out_init"] = a.mixer.out_init or uniform_init((a.mixer.inner * a.num_layers) ** -0.5)
     backbone = Backbone(
         mixer=partial(type(a.mixer), **{name: options[name] for name in options.keys() - BY_THE_BACKBONE}),
         num_layers=a.num_layers,
@@ -102,7 +105,7 @@ def architecture_of(model: CausalLM) -> Architecture:
             only = " and ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"model: {name} is {type(found.get(name)).__name__}, this layout has {only} only")
     architecture = Architecture(
-        mixer=found["mixer"],
+        mixer=found["mixer"].clone(out_init=None),
         vocab_size=model.vocab_size,
         num_layers=model.backbone.num_layers,
         norm_eps=found["norm"].epsilon,

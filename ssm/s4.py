@@ -27,6 +27,7 @@ from lightnet.backbone import Capabilities, Mixer, partitioned
 from lightnet.scan.recurrence import only_real, state_dtype, tokens_of
 from lightnet.scan.states import stored_state
 from lightnet.typing import Array
+from ssm.checks import check_sequence, check_token
 from ssm.dplr import DPLR, advance, bilinear_dplr, causal_convolution, dplr_kernel, read, recurrence
 from ssm.initializers import (
     as_complex,
@@ -107,7 +108,11 @@ class S4(Mixer):
 
         Returns:
             (B, L, D), and the state behind the last token.
+
+        Raises:
+            ValueError: an argument has another shape or kind than stated.
         """
+        check_sequence(self, x, state, segment_ids, mask)
         tokens = tokens_of(segment_ids, mask)
         (x,) = only_real(tokens, x)
         u, model, step = self._operands(x)
@@ -119,7 +124,12 @@ class S4(Mixer):
         return out, stored_state(after, state)
 
     def step(self, x: Array, state: Array) -> tuple[Array, Array]:
-        """Advance by one token (B, D)."""
+        """Advance by one token (B, D).
+
+        Raises:
+            ValueError: an argument has another shape or kind than stated.
+        """
+        check_token(self, x, state)
         u, continuous, step = self._operands(x)
         model = bilinear_dplr(continuous, step)
         h = advance(model, state.astype(model.b.dtype), u)

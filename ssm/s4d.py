@@ -22,6 +22,7 @@ from lightnet.scan import diagonal_ssm, diagonal_step
 from lightnet.scan.recurrence import only_real, state_dtype, tokens_of
 from lightnet.scan.states import stored_state
 from lightnet.typing import Array
+from ssm.checks import check_sequence, check_token
 from ssm.initializers import (
     as_complex,
     as_reals,
@@ -174,8 +175,9 @@ class S4D(Mixer):
             (B, L, D), and the state behind the last token.
 
         Raises:
-            ValueError: a shape is another than stated.
+            ValueError: an argument has another shape or kind than stated.
         """
+        check_sequence(self, x, state, segment_ids, mask)
         tokens = tokens_of(None, mask)
         (x,) = only_real(tokens, x)
         u, diagonal = self._operands(x)
@@ -185,7 +187,12 @@ class S4D(Mixer):
         return out, stored_state(after, state)
 
     def step(self, x: Array, state: Array) -> tuple[Array, Array]:
-        """Advance by one token (B, D)."""
+        """Advance by one token (B, D).
+
+        Raises:
+            ValueError: an argument has another shape or kind than stated.
+        """
+        check_token(self, x, state)
         u, diagonal = self._operands(x)
         y, after = diagonal_step(u, *diagonal, state.astype(diagonal.a.dtype))
         return self._out(x, u, y), stored_state(after, state)

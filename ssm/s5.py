@@ -26,9 +26,11 @@ from lightnet.backbone import Capabilities, Mixer, partitioned
 from lightnet.scan import linear_scan, linear_step
 from lightnet.scan.states import stored_state
 from lightnet.typing import Array
+from ssm.checks import check_sequence, check_token
 from ssm.initializers import (
     as_complex,
     as_reals,
+    check_step_range,
     complex_normal_init,
     constant_init,
     legs_dplr,
@@ -183,9 +185,10 @@ class S5(Mixer):
             (B, L, D), and the state behind the last token; None in both directions.
 
         Raises:
-            ValueError: a shape is another than stated, or a state is given in both directions.
+            ValueError: an argument has another shape or kind than stated, or a state is given in both directions.
         """
         self.require(state=state is not None)
+        check_sequence(self, x, state, segment_ids, mask)
         per_token: dict[str, Any] = {"segment_ids": segment_ids, "mask": mask}
         x = zero_masked(x, mask)
         decay, driven = self._driven(x)
@@ -198,8 +201,13 @@ class S5(Mixer):
         return y, None if self.bidirectional else stored_state(after, state)
 
     def step(self, x: Array, state: Array) -> tuple[Array, Array]:
-        """Advance by one token (B, D)."""
+        """Advance by one token (B, D).
+
+        Raises:
+            ValueError: an argument has another shape or kind than stated, or both directions are read.
+        """
         self.require(step=True)
+        check_token(self, x, state)
         decay, driven = self._driven(x)
         _, after = linear_step(decay[None], driven, state.astype(driven.dtype))
         return self._read(after, x), stored_state(after, state)
@@ -218,8 +226,7 @@ class S5(Mixer):
             even = "even " if self.conj_sym else ""
             expected = f"{self.num_blocks} blocks of the same {even}size"
             raise ValueError(f"state_size: got {self.state_size}, expected {expected}")
-        if not 0 < self.dt_min <= self.dt_max:
-            raise ValueError(f"dt_min, dt_max: got {self.dt_min} and {self.dt_max}, expected 0 < dt_min <= dt_max")
+        check_step_range(self.dt_min, self.dt_max)
         if self.readout not in READOUTS:
             raise ValueError(f"readout: got {self.readout!r}, expected one of {', '.join(READOUTS)}")
 

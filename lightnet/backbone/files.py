@@ -95,6 +95,29 @@ def check_positive(options: Mapping[str, Any], name: str, place: str = CONFIG) -
         raise ValueError(f"{place}: {name} is {value!r}, expected a positive number")
 
 
+def check_floating(dtype: Any) -> None:
+    """Refuse a precision that weights cannot have.
+
+    Args:
+        dtype: what to cast to; None casts to nothing.
+
+    Raises:
+        ValueError: it is no kind of floating point numbers.
+
+    Example:
+        >>> check_floating("int8")
+        Traceback (most recent call last):
+        ...
+        ValueError: dtype: got 'int8', expected a kind of floating point numbers or None
+    """
+    try:
+        floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(f"dtype: got {dtype!r}, expected a kind of floating point numbers or None")
+
+
 def tensor_files(folder: Path) -> dict[str, Path]:
     """The file that holds each tensor.
 
@@ -163,8 +186,12 @@ def write_files(folder: Path, tensors: Mapping[str, np.ndarray], options: Mappin
 
     folder.mkdir(parents=True, exist_ok=True)
     # Hugging Face reads no file that does not say which framework its tensors are for.
-    save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    new_weights, new_config = (folder / f"{name}.new" for name in (WEIGHTS, CONFIG))
+    save_file(dict(tensors), new_weights, metadata={"format": "pt"})
+    new_config.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    # Both are whole before one is replaced.
+    new_weights.replace(folder / WEIGHTS)
+    new_config.replace(folder / CONFIG)
 
 
 def same_names(what: str, given: Iterable[str], expected: Iterable[str]) -> None:

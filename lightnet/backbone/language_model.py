@@ -6,10 +6,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lightnet.backbone.mixer import State, partitioned
 from lightnet.backbone.stack import Backbone
-from lightnet.scan.checks import check_per_token
+from lightnet.scan.checks import check_per_token, known
 from lightnet.segments import run_index, token_positions
 from lightnet.typing import Array
 
@@ -20,6 +21,34 @@ class DecodingState(NamedTuple):
     position: Array  # (B,) real tokens read in the current run
     backbone: State
     input_positions: State = None
+
+
+def check_ids(name: str, tokens: Array, size: int, mask: Array | None = None) -> None:
+    """Refuse ids that a model does not have, where they are known; indexing would take the nearest.
+
+    Args:
+        name: of the argument.
+        tokens: ids.
+        size: how many there are, from 0.
+        mask: like the tokens, true at real ones.
+
+    Raises:
+        ValueError: there is one.
+
+    Example:
+        >>> check_ids("tokens", jnp.array([1, 5]), 5)
+        Traceback (most recent call last):
+        ...
+        ValueError: tokens: got the id 5, expected ids from 0 to 4
+    """
+    if not known(tokens) or not known(mask):
+        return
+    ids = np.asarray(tokens)
+    wrong = (ids < 0) | (ids >= size)
+    if mask is not None and mask.shape == ids.shape:
+        wrong &= np.asarray(mask)
+    if wrong.any():
+        raise ValueError(f"{name}: got the id {ids[wrong][0]}, expected ids from 0 to {size - 1}")
 
 
 class CausalLM(nn.Module):
@@ -113,11 +142,13 @@ class CausalLM(nn.Module):
             ready for `step`.
 
         Raises:
-            ValueError: `tokens` is not a (B, L) array of integers, more than `max_length` of them are read, those of a
-                concrete state included, or the mixer is not causal.
+            ValueError: `tokens` is not a (B, L) array of integers, or has ids, where they are known, that the model
+                does not have; more than `max_length` of them are read, those of a concrete state included; or the mixer
+                is not causal.
         """
         # Where tokens are masked or start a new run, fewer than L of them follow the state's.
         self._check(tokens, state if segment_ids is None and mask is None else None, ndim=2)
+        check_ids("tokens", tokens, self.vocab_size + self.num_input_only, mask)
         check_per_token({"B": tokens.shape[0], "L": tokens.shape[1]}, segment_ids, mask)
         real = jnp.ones(tokens.shape, bool) if mask is None else mask
         run = jnp.zeros(tokens.shape, jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
@@ -145,6 +176,7 @@ class CausalLM(nn.Module):
             ValueError: as for a whole sequence.
         """
         self._check(token, state, ndim=1)
+        check_ids("tokens", token, self.vocab_size + self.num_input_only)
         x, placed = self._embed(token, state.position), state.input_positions
         if self.input_positions is not None:
             x, placed = self.places.step(x, placed)
@@ -162,7 +194,7 @@ class CausalLM(nn.Module):
             expected = "(B, L)" if ndim == 2 else "(B,)"
             raise ValueError(f"tokens: got {tokens.dtype}{list(tokens.shape)}, expected an integer array {expected}")
         length = tokens.shape[1] if ndim == 2 else 1
-        if state is not None and not isinstance(state.position, jax.core.Tracer):
+        if self.max_length and state is not None and not isinstance(state.position, jax.core.Tracer):
             length += int(state.position.max())
         if 0 < self.max_length < length:
             raise ValueError(f"tokens: got length {length}, expected at most max_length={self.max_length}")

@@ -25,7 +25,7 @@ import flax.linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lightnet.backbone import CausalLM
-from lightnet.backbone.files import CONFIG, read_json, same_names, tensor_files, write_files
+from lightnet.backbone.files import CONFIG, check_floating, read_json, same_names, tensor_files, write_files
 from lightnet.backbone.tensors import load_parameters, to_tensors
 from lightnet.pretrained.architecture import Architecture, architecture_of, lightnet_lm
 from lightnet.pretrained.config import read_config, write_config
@@ -67,6 +67,7 @@ def load_pretrained(path: str | Path, *, dtype: Any = None) -> tuple[CausalLM, d
         >>> loaded.apply(parameters, jnp.array([[1, 2, 3]])).shape
         (1, 3, 7)
     """
+    check_floating(dtype)
     folder = Path(path)
     if not (folder / CONFIG).is_file():
         raise ValueError(

@@ -21,7 +21,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
 
 from lightnet.backbone import CausalLM
-from lightnet.backbone.files import CONFIG, read_json, read_tensor, same_names, tensor_files, write_files
+from lightnet.backbone.files import (
+    CONFIG,
+    check_floating,
+    read_json,
+    read_tensor,
+    same_names,
+    tensor_files,
+    write_files,
+)
 from lightnet.backbone.tensors import Entry, Name, load_parameters, to_tensors
 from ssm.models import Architecture, architecture_of, mamba_lm
 from ssm.pretrained.config import LAYOUTS, read_config, write_config
@@ -71,15 +79,11 @@ def load_pretrained(
         >>> jax.jit(loaded.apply)(parameters, jnp.array([[1, 2, 3]])).shape
         (1, 3, 7)
     """
+    check_floating(dtype)
     folder = folder_of(path, revision)
     architecture = read_config(read_json(folder / CONFIG))
     files = tensor_files(folder)
-    layout = "original" if EMBEDDING["original"] in files else "huggingface"
-    entries = entries_of(architecture, layout)
-    if architecture.tied and HEAD in files:
-        _check_tied(files, entries[0])
-        del files[HEAD]
-    same_names("tensors", files, [key for entry in entries for key in entry.keys])
+    entries = _entries(architecture, files)
     places = _shardings(shardings, architecture, entries)
     params = load_parameters(entries, files, lambda name: _dtype(name, dtype), places)
     stored = params["embedding",].dtype
@@ -102,6 +106,16 @@ def save_pretrained(
     Raises:
         ValueError: a field of the model or a parameter is not what the layout can hold, there is no such layout, or the
             path is a file.
+
+    Example:
+        >>> import tempfile
+        >>> from ssm.mamba import Mamba
+        >>> model = mamba_lm(Architecture(Mamba(width=8), vocab_size=7, num_layers=1))
+        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(folder, model, variables, layout="original")
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['config.json', 'model.safetensors']
     """
     if Path(path).exists() and not Path(path).is_dir():
         raise ValueError(f"path: got {str(path)!r}, which is a file, expected a folder")
@@ -116,6 +130,17 @@ def save_pretrained(
     if layout == "huggingface":
         options["torch_dtype"] = str(tensors[EMBEDDING[layout]].dtype)
     write_files(Path(path), tensors, options)
+
+
+def _entries(architecture: Architecture, files: dict[str, Path]) -> list[Entry]:
+    """Entries of all tensors, in the layout of the files, from which a head that is the embedding is taken off."""
+    layout = "original" if EMBEDDING["original"] in files else "huggingface"
+    entries = entries_of(architecture, layout)
+    if architecture.tied and HEAD in files:
+        _check_tied(files, entries[0])
+        del files[HEAD]
+    same_names("tensors", files, [key for entry in entries for key in entry.keys])
+    return entries
 
 
 def _dtype(name: Name, dtype: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from lightnet.backbone.files import CONFIG, INDEX
 
 # Neither pickles nor programs.
-FETCHED = [CONFIG, INDEX, "*.safetensors", "tokenizer.json"]
+FETCHED = [CONFIG, INDEX, "model*.safetensors", "tokenizer.json"]
 ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -40,7 +40,7 @@ def folder_of(path: str | Path, revision: str | None = None) -> Path:
         fetched = Path(snapshot_download(path, revision=revision, allow_patterns=FETCHED))
     except Exception as error:  # of the hub, of its client and of several ways to reach it
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"path: there is no folder {path!r}, and the hub has no such repository: {reason}") from None
+        raise ValueError(f"path: there is no folder {path!r}, and no repository from the hub: {reason}") from None
     if not (fetched / CONFIG).is_file():
         raise ValueError(f"path: the repository {path!r} has no {CONFIG}")
     return fetched

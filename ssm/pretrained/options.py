@@ -9,7 +9,11 @@ from ssm.mamba2 import Mamba2
 
 # What Hugging Face adds to each configuration.
 GENERAL = {"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
-GENERAL |= {"bos_token_id", "eos_token_id", "pad_token_id"}
+GENERAL |= {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"}
+# And what it added to all of them in earlier versions: forms of outputs, labels, and settings of generation.
+GENERAL |= {"return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16"}
+GENERAL |= {"id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params", "tokenizer_class"}
+GENERAL |= {"prefix", "is_decoder", "is_encoder_decoder", "tie_encoder_decoder", "_attn_implementation_autoset"}
 
 
 def mamba2_mixer(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lightnet.backbone import Backbone, CausalLM
+from lightnet.backbone import Backbone, Block, CausalLM
 from lightnet.heads import MaskedLM
 from lightnet.mixers import SoftmaxAttention
 
@@ -210,3 +210,24 @@ def test_logits_have_the_precision_of_the_parameters_and_float32_at_least():
             with jax.enable_x64(given == jnp.float64):
                 cast = jax.tree.map(lambda leaf, dtype=given: jnp.asarray(leaf, dtype), variables)
                 assert model.apply(cast, tokens).dtype == expected
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_residual_stream_may_be_float32_whatever_the_rest_is(wide):
+    mixer = partial(SoftmaxAttention, num_heads=2)
+    backbone = Backbone(mixer, num_layers=2, width=8, dtype=jnp.bfloat16, float32_residual=wide)
+    x = jnp.ones((1, 3, 8), jnp.bfloat16)
+    variables = nn.unbox(jax.jit(backbone.init)(jax.random.key(0), x))
+    _, kept = backbone.apply(variables, x, capture_intermediates=lambda module, _: isinstance(module, Block))
+    streams = [kept["intermediates"][f"blocks_{i}"]["__call__"][0][0] for i in range(2)]
+    assert {stream.dtype for stream in streams} == {jnp.dtype(jnp.float32 if wide else jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_ids_that_do_not_exist_are_refused_unless_masked(wrong):
+    model = CausalLM(Backbone(partial(SoftmaxAttention, num_heads=2), num_layers=1, width=8), vocab_size=5)
+    tokens, variables = build(model)
+    strange = tokens.at[0, 1].set(wrong)
+    with pytest.raises(ValueError, match=f"tokens: got the id {wrong}, expected ids from 0 to 4"):
+        model.apply(variables, strange)
+    model.apply(variables, strange, mask=jnp.ones(tokens.shape, bool).at[0, 1].set(False))

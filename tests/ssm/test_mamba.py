@@ -55,6 +55,23 @@ def test_equals_the_loop_over_tokens(options):
             np.testing.assert_allclose(state.ssm[row], h, rtol=0, atol=1e-12 * np.abs(h).max())
 
 
+def test_the_recurrence_is_an_associative_scan():
+    random, states = np.random.default_rng(0), 3
+    with jax.enable_x64(True):
+        u = random.standard_normal((2, LENGTH, WIDTH))
+        dt, rates = random.exponential(size=u.shape), -random.exponential(size=(WIDTH, states))
+        B, C = random.standard_normal((2, 2, LENGTH, states))
+        y, last = selective_scan(u, dt, rates, B, C)
+
+        @jax.jit
+        def scanned(decay, driven):
+            return jax.lax.associative_scan(lambda p, q: (p[0] * q[0], q[0] * p[1] + q[1]), (decay, driven), axis=1)[1]
+
+        h = scanned(np.exp(dt[..., None] * rates), (dt * u)[..., None] * B[:, :, None])
+        np.testing.assert_allclose(y, np.einsum("blen,bln->ble", h, C), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(last, h[:, -1], rtol=0, atol=1e-10)
+
+
 def test_with_the_same_selection_at_every_token_the_recurrence_is_a_convolution():
     random, states = np.random.default_rng(0), 3
     with jax.enable_x64(True):
@@ -131,6 +148,22 @@ def test_in_bfloat16_step_rates_and_state_stay_in_float32():
     assert [leaf.dtype for leaf in found] == [jnp.float32, jnp.float32, jnp.bfloat16, jnp.bfloat16]
 
 
+@pytest.mark.parametrize(("dtype", "stored"), [(None, jnp.bfloat16), (jnp.bfloat16, jnp.float32)])
+def test_steps_are_projected_in_float32(dtype, stored):
+    mixer, u = Mamba(WIDTH, state_size=2, dt_rank=3, dtype=dtype), jax.random.normal(jax.random.key(1), (1, 9, 10))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, stored), randomised(mixer, jnp.zeros((1, 1, WIDTH))))
+    bound, u = mixer.bind({"params": params}), u.astype(jnp.bfloat16)
+    low = np.float64(bound.x_proj(u)[..., :3])
+    expected = np.log1p(np.exp(low @ np.float64(params["dt_proj"]["kernel"]) + np.float64(params["dt_bias"])))
+    np.testing.assert_allclose(bound._selected(u)[0], expected, rtol=1e-6)
+
+
+def test_the_output_kernel_starts_from_what_is_given():
+    mixer = Mamba(WIDTH, state_size=2, out_init=nn.initializers.constant(0.25))
+    params = nn.meta.unbox(jax.jit(mixer.init)(jax.random.key(0), jnp.zeros((1, 1, WIDTH))))["params"]
+    np.testing.assert_array_equal(params["out_proj"]["kernel"], np.full((10, WIDTH), 0.25))
+
+
 @pytest.mark.slow
 def test_gradients_reach_every_parameter_and_are_finite():
     x = jax.random.normal(jax.random.key(1), (2, 9, WIDTH))
@@ -139,6 +172,15 @@ def test_gradients_reach_every_parameter_and_are_finite():
     gradients = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(mixer.apply(p, x)[0]))))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+
+
+def test_a_state_of_another_form_is_refused():
+    mixer, x = Mamba(WIDTH, state_size=2), jnp.zeros((1, 3, WIDTH))
+    params, state = jax.eval_shape(mixer.init, jax.random.key(0), x), mixer.init_state(1)
+    with pytest.raises(ValueError, match=r"state: got MambaState, expected what init_state\(1\) gives"):
+        jax.eval_shape(mixer.apply, params, x, state._replace(ssm=None))
+    with pytest.raises(ValueError, match=r"state.ssm: got complex64\[1, 10, 2\], expected float32\[1, 10, 2\]"):
+        jax.eval_shape(mixer.apply, params, x, state._replace(ssm=1j * state.ssm))
 
 
 @pytest.mark.parametrize(

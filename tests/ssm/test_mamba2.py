@@ -9,7 +9,7 @@ import pytest
 from experiments.training.optimizer import parameter_labels
 from lightnet.scan import gated_linear_attention, selective_scan
 from lightnet.scan.gated import xla as chunked
-from ssm.mamba2 import Mamba2
+from ssm.mamba2 import Mamba2, gated_rms_norm
 from ssm.ssd import segment_sums, ssd_quadratic
 from tests.ssm.draws import randomised
 
@@ -201,6 +201,32 @@ def test_in_bfloat16_step_rates_and_state_stay_in_float32():
     narrow = [jnp.zeros((1, 1, size), jnp.bfloat16) for size in (16, 32, 8)]
     _, operands = mixer.bind(variables)._operands(*narrow)
     assert [leaf.dtype for leaf in operands] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(None, jnp.bfloat16), (jnp.bfloat16, jnp.float32)])
+def test_steps_are_projected_in_float32(dtype, stored):
+    mixer = Mamba2(WIDTH, state_size=2, head_size=3, dtype=dtype)
+    x = jax.random.normal(jax.random.key(1), (1, 9, WIDTH), stored)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, stored), randomised(mixer, x))
+    _, operands = mixer.bind({"params": params})._operands(x, *(jnp.zeros((1, 9, n), jnp.bfloat16) for n in (12, 4)))
+    projected = np.float64(x) @ np.float64(params["dt_proj"]["kernel"])
+    expected = -np.log1p(np.exp(projected + np.float64(params["dt_bias"]))) * np.exp(np.float64(params["A_log"]))
+    np.testing.assert_allclose(operands[3][..., 0], expected, rtol=1e-6)
+
+
+def test_statistics_of_the_norm_are_those_of_float32():
+    random = np.random.default_rng(0)
+    y, z, scale = (jnp.asarray(random.standard_normal(shape), jnp.bfloat16) for shape in ((5, 64), (5, 64), 64))
+    wide = [np.float64(x) for x in (y, z, scale)]
+    gated = (wide[0] * silu(wide[1])).reshape(5, 2, 32)
+    expected = (gated / np.sqrt((gated**2).mean(axis=2, keepdims=True) + 1e-5)).reshape(5, 64) * wide[2]
+    np.testing.assert_allclose(gated_rms_norm(y, z, scale, 2, 1e-5), expected, rtol=1e-6)
+
+
+def test_the_output_kernel_starts_from_what_is_given():
+    mixer = Mamba2(WIDTH, state_size=2, head_size=3, out_init=nn.initializers.constant(0.25))
+    params = nn.meta.unbox(jax.jit(mixer.init)(jax.random.key(0), jnp.zeros((1, 1, WIDTH))))["params"]
+    np.testing.assert_array_equal(params["out_proj"]["kernel"], np.full((12, WIDTH), 0.25))
 
 
 @pytest.mark.slow

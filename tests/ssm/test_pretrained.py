@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 import ssm
 from lightnet.backbone import Block
 from ssm.mamba import Mamba
+from ssm.mamba2 import Mamba2
 from ssm.models import Architecture, architecture_of, mamba_lm
 from ssm.pretrained import load_pretrained, read_config, save_pretrained
 
@@ -176,12 +177,23 @@ def test_tensors_come_back_bit_by_bit(name, tmp_path):
         assert file.metadata() == {"format": "pt"}
 
 
-@pytest.mark.parametrize("name", ["mamba-tied", "mamba2-1-group"])
-def test_the_original_layout_is_written(name, tmp_path):
-    model, variables, _, _ = loaded(name)
+def drawn(architecture):
+    """A model and its initial values."""
+    model = mamba_lm(architecture)
+    return model, nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+
+
+GROUPS = Architecture(Mamba2(width=8, state_size=3, head_size=4, num_groups=2), vocab_size=7, num_layers=1, tied=False)
+
+
+@pytest.mark.parametrize(
+    "made", [partial(loaded, "mamba-tied"), partial(loaded, "mamba2-1-group"), partial(drawn, GROUPS)]
+)
+def test_the_original_layout_is_written(made, tmp_path):
+    model, variables, *_ = made()
     save_pretrained(tmp_path, model, variables, layout="original")
     keys = load_file(tmp_path / "model.safetensors").keys()
-    assert ORIGINAL_EMBEDDING in keys and EMBEDDING not in keys and "lm_head.weight" not in keys
+    assert ORIGINAL_EMBEDDING in keys and EMBEDDING not in keys and ("lm_head.weight" in keys) != model.tied
     again, parameters = load_pretrained(tmp_path)
     assert architecture_of(again) == architecture_of(model)
     same(parameters, variables)

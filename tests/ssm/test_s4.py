@@ -169,6 +169,21 @@ def test_equals_the_loop_over_tokens(masked):
 
 
 @pytest.mark.slow
+def test_steps_scan_and_convolution_agree():
+    with jax.enable_x64(True):
+        mixer, x = S4(WIDTH, state_size=6), np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH))
+        params, state = {"params": randomised(mixer, x)}, mixer.init_state(2)
+        convolved, _ = jax.jit(mixer.apply)(params, x)
+        scanned, last = jax.jit(mixer.apply)(params, x, mask=np.ones((2, LENGTH), bool))
+        step = jax.jit(partial(mixer.apply, method="step"))
+        for t in range(LENGTH):
+            y, state = step(params, x[:, t], state)
+            np.testing.assert_allclose(y, convolved[:, t], rtol=0, atol=1e-10)
+            np.testing.assert_allclose(y, scanned[:, t], rtol=0, atol=1e-10)
+        np.testing.assert_allclose(state, last, rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
 def test_parameters_mean_the_same_at_every_length():
     with jax.enable_x64(True):
         mixer, x = S4(WIDTH, state_size=6), np.random.default_rng(0).standard_normal((1, 12, WIDTH))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.training.optimizer import parameter_labels
-from lightnet.scan import diagonal_ssm
+from lightnet.scan import diagonal_ssm, diagonal_step
 from ssm.initializers import s4d_transitions
 from ssm.s4d import S4D, Diagonal, diagonal_kernel, discretise
 from tests.ssm.draws import randomised
@@ -62,7 +62,7 @@ def test_equals_the_loop_over_tokens_and_states(options):
 
 
 @pytest.mark.parametrize("discretisation", ["zoh", "bilinear"])
-def test_kernel_convolution_and_recurrence_agree(discretisation):
+def test_kernel_convolution_recurrence_and_steps_agree(discretisation):
     with jax.enable_x64(True):
         random = np.random.default_rng(0)
         A, B, C = (jnp.asarray(random.standard_normal((3, 4, 2)) @ [1, 1j]) for _ in range(3))
@@ -71,8 +71,13 @@ def test_kernel_convolution_and_recurrence_agree(discretisation):
         x, coefficients = random.standard_normal((1, 20, 3)), Diagonal(a, factor * B, 2 * C)
         kernel = np.asarray(diagonal_kernel(coefficients, 20))
         expected = [np.convolve(x[0, :, d], kernel[d])[:20] for d in range(3)]
-        y, _ = diagonal_ssm(x, *coefficients)
+        y, last = diagonal_ssm(x, *coefficients)
         np.testing.assert_allclose(y[0].T, expected, rtol=0, atol=1e-10)
+        step, state = jax.jit(diagonal_step), jnp.zeros(last.shape, last.dtype)
+        for t in range(20):
+            token, state = step(x[:, t], *coefficients, state)
+            np.testing.assert_allclose(token, y[:, t], rtol=0, atol=1e-10)
+        np.testing.assert_allclose(state, last, rtol=0, atol=1e-10)
 
 
 def test_zero_order_hold_and_bilinear_agree_to_second_order():

@@ -1,12 +1,14 @@
 """Every mixer of this package in double precision: gradients through outputs and states, and states at any token."""
 
-from functools import cache
+from dataclasses import fields
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lightnet.backbone import Backbone
 from ssm.mamba import Mamba
 from ssm.mamba2 import Mamba2
 from ssm.s4 import S4
@@ -103,6 +105,24 @@ def test_two_parts_are_the_whole_with_gradients_at_every_split(name):
         for split in range(length + 1):
             parts = in_two_parts(name)(point, split, length)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), parts, whole)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_gradients_are_the_same_where_a_backbone_stores_products_of_matrices_only(name):
+    options = {field.name: getattr(MIXERS[name], field.name) for field in fields(MIXERS[name])}
+    mixer = partial(type(MIXERS[name]), **{key: options[key] for key in options.keys() - {"parent", "name"}})
+    backbone = Backbone(mixer, num_layers=2, width=WIDTH, mlp_ratio=0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((BATCH, 5, WIDTH)))
+        params = randomised(backbone, x)
+
+        def gradient(backbone):
+            return jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(backbone.apply({"params": params}, x)[0]))))(params)
+
+        found, expected = gradient(backbone.clone(remat="dots_saveable")), gradient(backbone)
+    for leaf, exact in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert np.isfinite(exact).all()
+        np.testing.assert_allclose(leaf, exact, rtol=0, atol=1e-10 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("name", MIXERS)

@@ -10,8 +10,9 @@ import optax
 from experiments.training.config import OptimizerConfig
 
 # What parameterises a recurrence in S4, S4D, S5, Mamba and Mamba-2: the transition, the step size, the input matrix of
-# S5 and the skip. Their published recipes train these without weight decay, S4 and S5 also at a smaller rate.
-SSM_PARAMETERS = {"A_log", "A_real", "A_imag", "log_A_real", "Lambda_re", "Lambda_im"}
+# S5 and the skip. Their published recipes train these without weight decay, S4 and S5 also at a smaller rate. The
+# readout C has the rate of the rest, and is not decayed here, while the published code of S4 and S5 decays it.
+SSM_PARAMETERS = frozenset({"A_log", "A_real", "A_imag", "log_A_real", "Lambda_re", "Lambda_im"})
 SSM_PARAMETERS |= {"P", "B", "D", "dt_bias", "log_dt", "log_step"}
 DECAYED_PARAMETERS = frozenset({"kernel", "head"})
 

@@ -5,8 +5,8 @@ the gated linear unit is adjusted so that all variants have the same number of p
 by a small convolutional classifier trained here: the Frechet distance of its features to those of the training images,
 beside that of real images held out, and how often it sees the class that was asked for.
 
-At `cpu` the models are narrower (32 channels, two blocks) and far from trained out: orderings can be read off them, and
-not how good LightNet is at generation. That is what `gpu` is for.
+At `cpu` the models are narrower (32 channels, two blocks) and far from trained out: at most orderings can be read off
+them, of which two of three stay undecided, and not how good LightNet is at generation. That is what `gpu` is for.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Config(results.Config):
     model: ModelConfig = field(default_factory=ModelConfig)
     """Size of the models."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=2))
-    """Batch size and optimizer; 2 rows of 1024 are as many tokens as a batch of `causal_lm`."""
+    """Batch size and optimizer; 2 rows of 1024 are twice the tokens of a batch of `causal_lm`."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

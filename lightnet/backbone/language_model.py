@@ -166,14 +166,14 @@ class CausalLM(nn.Module):
 
         Args:
             token: (B,) ids.
-            state: from `init_state`, a whole sequence or an earlier step.
+            state: from `init_state`, `extend` or an earlier step.
 
         Returns:
             Logits (B, V) of the next token, float32 at least, and the new state. Under jit, where the position cannot
             be checked, logits beyond the learned positions are NaN rather than plausible.
 
         Raises:
-            ValueError: as for a whole sequence.
+            ValueError: as for `extend`.
         """
         self._check(token, state, ndim=1)
         check_ids("tokens", token, self.vocab_size + self.num_input_only)

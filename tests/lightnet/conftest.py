@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-FOLDER, QUICK = Path(__file__).parent, 6
+FOLDER, QUICK = Path(__file__).parent, 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

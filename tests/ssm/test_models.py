@@ -26,8 +26,8 @@ def test_what_enters_the_residual_stream_begins_as_published(mixer):
     ("mixer", "layers", "vocabulary", "parameters"),
     [
         (Mamba(width=768), 24, 50280, 129_135_360),
-        (Mamba(width=1024), 48, 50280, 371_516_416),
-        (Mamba2(width=768), 24, 50288, 128_989_632),
+        pytest.param(Mamba(width=1024), 48, 50280, 371_516_416, marks=pytest.mark.slow),
+        pytest.param(Mamba2(width=768), 24, 50288, 128_989_632, marks=pytest.mark.slow),
     ],
 )
 def test_published_sizes(mixer, layers, vocabulary, parameters):

@@ -200,6 +200,7 @@ def language_model(remat):
     return Task(lambda key: model.init(key, jnp.zeros((1, 3), jnp.int32)), loss)
 
 
+@pytest.mark.slow
 def test_remat_policies_store_less_and_change_nothing():
     tokens = jax.random.randint(jax.random.key(0), (2, 7), 0, 5)
     stored, gradients = {}, {}

@@ -13,7 +13,7 @@ ifneq ($(filter-out gpu tpu parity gcs,$(EXTRA)),)
 $(error EXTRA is one of gpu, tpu, parity, gcs; given: $(EXTRA))
 endif
 
-.PHONY: help install reproduce reproduce-all demo test disturb check lint types notebooks clean
+.PHONY: help install reproduce reproduce-all demo test test-all disturb check lint types notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -36,10 +36,13 @@ demo: $(INSTALLED) ## one figure and its verdicts, in two minutes
 test: $(INSTALLED) ## the quick tests
 	@$(VENV) -m pytest -n 2 --dist worksteal -m "not slow"
 
+test-all: $(INSTALLED) ## every test, also the cases that CI has no time for
+	@$(VENV) -m pytest -n 2 --dist worksteal
+
 disturb: $(INSTALLED) ## kill and damage ROUNDS=100 short trainings; each must end as if undisturbed
 	@$(VENV) tests/reliability/disturbance.py --rounds $(ROUNDS)
 
-check: ## all that CI does: lint, types, every test, results at smoke, notebooks, README
+check: ## all that CI does: lint, types, tests, results at smoke, notebooks, README
 	@PYTHON="$(PYTHON)" bash .ci/run
 
 lint: $(INSTALLED) ## ruff: rules and format

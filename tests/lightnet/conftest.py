@@ -1,20 +1,23 @@
 """Most of the time of the tests of models and recurrences is compilation, so only a few are quick.
 
-Of each file the first tests are, each with its first set of parameters; all others are slow.
+Of each file the first tests are, each with its first set of parameters; all others are slow. Of a slow test CI runs
+the first cases.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
-FOLDER, QUICK = Path(__file__).parent, 4
+FOLDER, QUICK, CASES = Path(__file__).parent, 4, 3
+ABOUT_VALUES = ("test_recurrence.py", "test_additive_identities.py")  # of the scan core
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: dict[Path, set[str]] = defaultdict(set)
+    cases: Counter[tuple[Path, str]] = Counter()
     for item in items:
         if FOLDER not in item.path.parents:
             continue
@@ -22,12 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if name in names or len(names) >= QUICK:
             item.add_marker(pytest.mark.slow)
         names.add(name)
+        cases[item.path, name] += 1
+        if cases[item.path, name] > CASES:
+            item.add_marker(pytest.mark.exhaustive)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """Without most optimisations, but for each recurrence, whose tests are about the programs that are run."""
-    of_all = request.path.name == "test_recurrence.py"
-    jax.config.update("jax_disable_most_optimizations", of_all or request.path.parent == FOLDER)
+    about_values = request.path.parent == FOLDER or request.path.name in ABOUT_VALUES
+    jax.config.update("jax_disable_most_optimizations", about_values)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

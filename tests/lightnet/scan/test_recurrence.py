@@ -54,7 +54,7 @@ def test_only_real_passes_none_and_other_kinds_of_arrays():
     assert only_real(tokens_of(None, None), x)[0] is x
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [name for name in CALLS if " " not in name])
 def test_vmap_over_one_operand_counts_every_cotangent_once(name):
     """Some outputs do not depend on the mapped operand, the final state on the queries for one."""
     args = operands(name, 2, 5, seed=0)

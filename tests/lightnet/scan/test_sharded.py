@@ -15,6 +15,8 @@ from lightnet.scan.placement import placement
 from tests.lightnet.scan.calls import CALLS
 
 ROOT = Path(__file__).parents[3]
+# One of each kind of sharding: channels, states shared by channels, heads with a chunked sequence, and no order.
+NAMES = ("linear_scan", "selective_scan", "gated_linear_attention", "additive_global")
 
 
 def in_a_process(module, *words, **settings):
@@ -41,8 +43,7 @@ def test_the_state_that_enters_has_the_same_bits_for_every_number_of_devices_and
 
 @pytest.mark.slow
 def test_explicit_meshes():
-    names = ("linear_scan", "selective_scan", "gated_linear_attention", "additive_global")
-    on_eight_devices("on_explicit_axes", *names, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    on_eight_devices("on_explicit_axes", *NAMES, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 
 def test_axes_that_another_shard_map_has_taken():
@@ -51,7 +52,7 @@ def test_axes_that_another_shard_map_has_taken():
 
 @pytest.mark.slow
 def test_rows_and_heads_move_nothing_and_the_sequence_moves_summaries():
-    on_eight_devices("collectives", *(name for name in CALLS if " " not in name))
+    on_eight_devices("collectives", *NAMES)
 
 
 def placed(recurrence, *shapes, **mesh):

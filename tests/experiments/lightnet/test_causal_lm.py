@@ -63,6 +63,7 @@ def test_learned_positions_are_as_many_as_a_row_has_tokens():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_with_both_encodings_the_loss_is_lower_than_without(tmp_path):
     config = causal_lm.PRESETS["cpu"]
     short = replace(

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-FOLDER, QUICK, CASES = Path(__file__).parent, 4, 3
+FOLDER, QUICK, CASES = Path(__file__).parent, 4, 2
 ABOUT_VALUES = ("test_recurrence.py", "test_additive_identities.py")  # of the scan core
 
 

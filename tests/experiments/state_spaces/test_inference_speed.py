@@ -75,4 +75,4 @@ def test_the_peer_has_the_same_logits_and_others_are_refused():
     assert PEER in inference_speed.forward_programs(replace(SMALL, peer=True), model, variables, tokens)
     moved = jax.tree.map(lambda leaf: leaf + 0.1, variables)
     peer = inference_speed.transformers_program(model, moved, tokens)
-    assert not np.allclose(peer(), model.apply(variables, tokens), atol=1e-3)
+    assert not np.allclose(peer(), jax.jit(model.apply)(variables, tokens), atol=1e-3)

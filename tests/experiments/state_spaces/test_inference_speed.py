@@ -68,7 +68,7 @@ def test_ratios_are_of_the_times_of_a_repetition():
 
 
 @pytest.mark.slow
-def test_the_peer_has_the_same_logits_and_others_are_refused():
+def test_the_peer_has_the_logits_of_the_weights_it_is_given():
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     model, variables, tokens = build(SMALL)

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import results
-from experiments.lightnet import language
-from experiments.lightnet.language import BYTES, ModelConfig, TextConfig
+from experiments import language, results
+from experiments.language import BYTES, ModelConfig, TextConfig
 from experiments.lightnet.switches import BASE, COMBINED, VARIANTS, Variant, combined, described
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require

@@ -274,7 +274,7 @@ def _initial(model: Any, key: jax.Array) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from experiments.lightnet.initial_values import for_narrow_models
+    from experiments.initial_values import for_narrow_models
 
     params = model.init(key, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))["params"]
     gains = {"classes": 1.0, "time_in": 256**-0.5, "time_out": model.width**-0.5}

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import results
+from experiments import language, results
 from experiments.equal_size import hidden_for
-from experiments.lightnet import language
-from experiments.lightnet.language import BYTES, ModelConfig, TextConfig
+from experiments.language import BYTES, ModelConfig, TextConfig
 from experiments.mixers import read_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
@@ -175,7 +174,7 @@ def masked_task(model: Any, held_out: dict[str, np.ndarray], rate: float, batch_
     import jax
     import jax.numpy as jnp
 
-    from experiments.lightnet.initial_values import for_narrow_models
+    from experiments.initial_values import for_narrow_models
     from experiments.training.task import Loss, Task
     from experiments.training.validation import validation
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from experiments.lightnet import language
-from experiments.lightnet.language import BYTES, ModelConfig
+from experiments import language
+from experiments.language import BYTES, ModelConfig
 
 if TYPE_CHECKING:
     from experiments.language_models import LanguageModel

@@ -159,7 +159,7 @@ def _train(
     """Test accuracies (seeds,) in %, parameters of one model, and seconds of its training."""
     import jax.numpy as jnp
 
-    from experiments.lightnet.initial_values import for_narrow_models
+    from experiments.initial_values import for_narrow_models
     from experiments.training.together import number_of_parameters, train_together
 
     model = model_of(config, encoding)

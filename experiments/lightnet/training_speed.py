@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import results
-from experiments.lightnet import language
-from experiments.lightnet.language import BYTES, ModelConfig
+from experiments import language, results
+from experiments.language import BYTES, ModelConfig
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import TrainConfig, require
 

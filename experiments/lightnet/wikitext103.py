@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import results
-from experiments.lightnet import language
+from experiments import language, results
 from experiments.mixers import read_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require

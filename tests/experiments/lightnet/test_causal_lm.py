@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.language import BYTES
 from experiments.language_models import load
 from experiments.lightnet import causal_lm, language
-from experiments.lightnet.language import BYTES
 
 
 def test_all_models_of_the_cpu_preset_have_equally_many_parameters_within_one_per_cent():

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lightnet import language, masked_lm
+from experiments import language
+from experiments.lightnet import masked_lm
 
 
 class Guess:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments.lightnet import language, wikitext103
+from experiments import language
+from experiments.lightnet import wikitext103
 from experiments.lightnet.wikitext103 import CLAIMS, LIGHTNET, MAMBA, PRESETS, Config, described, tokens
 from experiments.sources import wikitext
 from experiments.training.optimizer import make_schedule

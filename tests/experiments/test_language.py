@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lightnet import language
-from experiments.lightnet.language import TextConfig, Vocabulary
+from experiments import language
+from experiments.language import TextConfig, Vocabulary
 from experiments.sources import Corpus
 
 

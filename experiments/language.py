@@ -253,8 +253,8 @@ def train_language_model(
     Returns:
         The outcome of `experiments.training.loop.train`.
     """
+    from experiments.initial_values import for_narrow_models
     from experiments.language_models import describe
-    from experiments.lightnet.initial_values import for_narrow_models
     from experiments.training.loop import train
 
     describe(folder, model)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from experiments.initial_values import for_narrow_models
 from experiments.language_models import LanguageModel
-from experiments.lightnet.initial_values import for_narrow_models
 
 
 @pytest.mark.parametrize("mixer", ["lightnet", "mamba"])

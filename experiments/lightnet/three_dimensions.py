@@ -3,8 +3,8 @@
 A and B stand in voxels that differ in one coordinate, under noise. All volumes have the same voxels but for their order
 and the noise, so that without positions nothing beats 1/6, by symmetry and not by experience. MD-LRPE alone cannot
 beat 1/2: its cosines are even, so that a model with nothing else gives a volume and its mirror images the same logits.
-Tests are on placements that were not trained on. Learning rate, updates and initial values were chosen on another split
-of the placements, with seeds that are not reported.
+Tests are on placements that were not trained on, as many of each side. Learning rate, updates and initial values were
+chosen on another split of the placements, with seeds that are not reported.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def run(config: Config, run_dir: Path) -> Result:
     grids = volumes(where, config.side)
     data = {"placements": fingerprint({"volumes": grids, "labels": labels})}
     record_data(run_dir, data)
-    train, test = ((grids[part], labels[part]) for part in split(len(labels), config.held_out))
+    train, test = ((grids[part], labels[part]) for part in split(labels, config.held_out))
     table: dict[str, list] = {"positions": [], "seed": [], "accuracy": [], "parameters": [], "seconds": []}
     measured: dict[str, Any] = {}
     for encoding in config.encodings:

@@ -55,21 +55,25 @@ def volumes(where: np.ndarray, side: int) -> np.ndarray:
     return out
 
 
-def split(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Random placements to train on and to test on, the same everywhere.
+def split(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Random placements to train on and to test on, the same everywhere, and as many of each label as of each other.
+
+    So whoever knows nothing is right once in as many times as there are labels, whatever the answer.
 
     Args:
-        count: placements.
+        labels: (n,), each as often as each other.
         share: of the test.
 
     Returns:
         Indices of the two parts.
 
     Example:
-        >>> train, test = split(10, 0.2)
-        >>> len(train), len(test), len(set(train) | set(test))
-        (8, 2, 10)
+        >>> train, test = split(np.repeat([0, 1], 5), 0.2)
+        >>> len(train), len(test), (test < 5).tolist()
+        (8, 2, [True, False])
     """
-    order = np.random.default_rng(1).permutation(count)
-    held_out = round(share * count)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    generator = np.random.default_rng(1)
+    orders = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    held_out = round(share * len(orders[0]))
+    train, test = [order[held_out:] for order in orders], [order[:held_out] for order in orders]
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments import language
 from experiments.language import BYTES
 from experiments.language_models import load
-from experiments.lightnet import causal_lm, language
+from experiments.lightnet import causal_lm
 
 
 def test_all_models_of_the_cpu_preset_have_equally_many_parameters_within_one_per_cent():
@@ -22,7 +23,7 @@ def test_all_models_of_the_cpu_preset_have_equally_many_parameters_within_one_pe
 def test_claims_are_differences_with_the_right_sign():
     # Two seeds; every claim of the file by hand.
     table: dict[str, list] = {"tokens": [], "model": [], "seed": [], "loss": []}
-    losses = dict(zip(causal_lm.ALL, (2.4, 2.2, 2.0, 2.03, 1.9, 1.7, 1.8), strict=True))
+    losses = dict(zip(causal_lm.ALL, (2.4, 2.2, 2.0, 2.03, 1.9, 1.7, 1.6, 1.8), strict=True))
     for seed in (0, 1):
         for name, loss in losses.items():
             causal_lm._append(table, BYTES, name, seed, loss + 0.1 * seed)

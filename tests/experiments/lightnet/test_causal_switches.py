@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lightnet import causal_switches, language
+from experiments import language
+from experiments.lightnet import causal_switches
 from experiments.lightnet.causal_switches import phantom_effect
 from experiments.lightnet.switches import BASE, VARIANTS, combined, described
 

@@ -24,5 +24,7 @@ def test_all_volumes_have_the_same_voxels():
 
 
 def test_tested_placements_are_not_trained_on():
-    train, test = split(576, 0.25)
+    labels = placements(4)[1]
+    train, test = split(labels, 0.25)
     assert len(test) == 144 and sorted([*train, *test]) == list(range(576))
+    assert np.bincount(labels[test]).tolist() == [24] * len(SIDES)

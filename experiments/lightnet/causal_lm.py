@@ -264,7 +264,7 @@ def _measured(config: Config, losses: dict[str, list]) -> dict[str, Any]:
     return measured | _of_bytes({name: loss(name, of_bytes=True) for name in ALL})
 
 
-def _of_bytes(losses: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
+def _of_bytes(losses: Mapping[str, Any]) -> dict[str, Any]:
     """The claims on bytes; None stands for a model that was not trained."""
     measured: dict[str, Any] = {}
     none, lrpe, both = (losses[f"lightnet+{positions}"] for positions in ("none", "lrpe", "both"))

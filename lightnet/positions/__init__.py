@@ -29,6 +29,7 @@ from lightnet.positions.phases import (
 from lightnet.positions.relative import MDLRPE, RelativePositions, Rotary
 from lightnet.positions.seqpe import (
     SeqPE,
+    auxiliary_losses,
     contrastive_loss,
     contrastive_positions,
     distillation_loss,
@@ -55,6 +56,7 @@ __all__ = [
     "RelativePositions",
     "Rotary",
     "SeqPE",
+    "auxiliary_losses",
     "axial_angles",
     "contrastive_loss",
     "contrastive_positions",

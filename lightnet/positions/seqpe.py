@@ -19,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lightnet.backbone import Backbone, Mixer, partitioned
 from lightnet.positions.coordinates import check_grid, grid_coordinates
@@ -272,3 +273,48 @@ def shifted_blocks(key: Array, num_blocks: int, block: tuple[int, ...], extent: 
     beyond = (starts >= jnp.array(block)[None]).any(axis=-1)
     chosen = jax.random.categorical(key, jnp.where(beyond, 0.0, -jnp.inf), shape=(num_blocks,))
     return starts[chosen][:, None] + grid_coordinates(block)[None]
+
+
+def auxiliary_losses(
+    embed: Callable[[Array], Array],
+    key: Array,
+    grid: tuple[int, ...],
+    extent: tuple[int, ...],
+    *,
+    num_pivots: int = 32,
+    num_candidates: int = 16,
+    num_blocks: int = 4,
+    window: int = 3,
+) -> tuple[Array, Array]:
+    """Both auxiliary losses of SeqPE on random positions, which are embedded in one call.
+
+    Args:
+        embed: coordinates (..., A) -> vectors (..., D), such as `SeqPE.embed` with its parameters.
+        key: random key.
+        grid: size along each axis of what the model is trained on.
+        extent: size along each axis up to which positions are to be known, larger than the grid along one at least.
+        num_pivots: see `contrastive_positions`.
+        num_candidates: see `contrastive_positions`.
+        num_blocks: see `shifted_blocks`.
+        window: see `contrastive_positions`.
+
+    Returns:
+        (contrastive loss, distillation loss), scalars in nats. SeqPE's authors add 0.1 of each to the task's loss.
+
+    Raises:
+        ValueError: the extent has no room for the positions asked for.
+
+    Example:
+        >>> table = jax.random.normal(jax.random.key(0), (8, 4))
+        >>> losses = auxiliary_losses(lambda at: table[at[..., 0]], jax.random.key(1), (3,), (8,), num_candidates=4)
+        >>> [loss.shape for loss in losses]
+        [(), ()]
+    """
+    for_pivots, for_blocks = jax.random.split(key)
+    pivots, candidates = contrastive_positions(for_pivots, num_pivots, num_candidates, extent, window)
+    asked = (pivots, candidates, shifted_blocks(for_blocks, num_blocks, grid, extent), grid_coordinates(grid)[None])
+    flat = embed(jnp.concatenate([at.reshape(-1, len(grid)) for at in asked]))
+    ends = np.cumsum([at.size // len(grid) for at in asked])[:-1]
+    vectors = [e.reshape(*at.shape[:-1], -1) for e, at in zip(jnp.split(flat, ends), asked, strict=True)]
+    distances = squared_distance(pivots[:, None], candidates)
+    return contrastive_loss(vectors[0], vectors[1], distances), distillation_loss(vectors[2], vectors[3])

@@ -11,6 +11,7 @@ import pytest
 from lightnet.mixers import SoftmaxAttention
 from lightnet.positions import (
     SeqPE,
+    auxiliary_losses,
     contrastive_loss,
     contrastive_positions,
     distillation_loss,
@@ -141,6 +142,18 @@ def test_bad_arguments_are_named(call, message):
         call(jax.random.key(0))
 
 
+def test_both_losses_on_random_positions_are_those_of_the_vectors_one_by_one():
+    table = jax.random.normal(jax.random.key(0), (6, 7, 5))
+    key, sizes = jax.random.key(3), {"num_pivots": 3, "num_candidates": 4, "num_blocks": 2, "window": 2}
+    found = auxiliary_losses(lambda at: table[at[..., 0], at[..., 1]], key, (2, 3), (6, 7), **sizes)
+    for_pivots, for_blocks = jax.random.split(key)
+    pivots, candidates = contrastive_positions(for_pivots, 3, 4, (6, 7), 2)
+    blocks = shifted_blocks(for_blocks, 2, (2, 3), (6, 7))
+    e = [table[at[..., 0], at[..., 1]] for at in (pivots, candidates, blocks, grid_coordinates((2, 3))[None])]
+    near = contrastive_loss(e[0], e[1], squared_distance(pivots[:, None], candidates))
+    np.testing.assert_allclose(found, (near, distillation_loss(e[2], e[3])), rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_both_losses_can_be_learned():
     """Close positions become similar, and unfamiliar ones stay related as familiar ones are."""
@@ -148,14 +161,9 @@ def test_both_losses_can_be_learned():
     optimizer = optax.adam(1e-2)
 
     def losses(variables, key):
-        first, second = jax.random.split(key)
-        pivots, candidates = contrastive_positions(first, 16, 8, (16, 16), window=4)
-        blocks = shifted_blocks(second, 4, (3, 3), (16, 16))
-        places = [pivots, candidates.reshape(-1, 2), blocks.reshape(-1, 2), grid_coordinates((3, 3))]
-        e = ENCODER.apply(variables, jnp.concatenate(places), method="embed")
-        pivot, candidate, student, teacher = jnp.split(e, np.cumsum([len(p) for p in places[:-1]]))
-        near = contrastive_loss(pivot, candidate.reshape(16, 8, 16), squared_distance(pivots[:, None], candidates))
-        return near, distillation_loss(student.reshape(4, 9, 16), teacher[None])
+        embed = partial(ENCODER.apply, variables, method="embed")
+        sizes = {"num_pivots": 16, "num_candidates": 8, "num_blocks": 4, "window": 4}
+        return auxiliary_losses(embed, key, (3, 3), (16, 16), **sizes)
 
     @jax.jit
     def train(variables, state, key):

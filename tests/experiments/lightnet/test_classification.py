@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -43,6 +44,23 @@ def test_differences_are_taken_seed_by_seed_and_only_between_variants_that_are_t
     assert measured["R4-digits-positions"].tolist() == [3.0, 0.5, 2.0]
     assert measured["R3-against-multiplicative"] == [-1.0]
     assert "review-2d-rotary" not in measured and "R3-against-softmax" not in measured
+
+
+@pytest.mark.slow
+def test_seqpe_is_trained_on_its_auxiliary_losses_and_no_other_encoding_is():
+    """They reach its parameters alone, and change the loss by their weight."""
+    config = replace(CPU, width=8, hidden=8, layers=1)
+    train = classification._images(config)[0]
+    rows, key = np.arange(3), jax.random.key(0)
+    model = classification.model_of(config, ("lightnet", "seqpe", "shared"), (8, 8))
+    params = jax.jit(model.init)(key, train.images[:1])["params"]
+
+    def loss(weight, encoding, params):
+        return classification._loss(replace(config, seqpe_weight=weight), model, encoding, train, params, rows, key)
+
+    none, some, more = (loss(weight, "seqpe", params) for weight in (0.0, 0.1, 0.3))
+    assert none == loss(0.3, "learned", params) and some > none
+    np.testing.assert_allclose(more - none, 3 * (some - none), rtol=1e-3)
 
 
 def test_test_images_are_the_same_for_all_and_standardised_with_the_training_part():

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.equal_size import count_parameters
 from experiments.lightnet import classification
 from experiments.lightnet.classification import BOTH, LRPE, NONE, TPE
 
@@ -18,12 +19,20 @@ def test_two_updates_of_the_gpu_preset(tmp_path):
     variants = (("lightnet", "both", "shared"), ("softmax", "learned", ""))
     assert set(variants) <= set(config.variants)
     # Two seeds at once, as the preset takes more, keep the batched computation.
-    short = replace(config, seeds=(0, 1), variants=variants, layers=1, width=8, hidden=8, at_once=2)
+    short = replace(config, seeds=(0, 1), variants=variants, layers=1, at_once=2)
     result = classification.run(replace(short, train=replace(config.train, steps=2)), tmp_path)
     assert all(np.isfinite(values).all() for values in result.measured.values())
     sizes = {id.removeprefix("lightnet/"): len(values) for id, values in result.measured.items()}
     assert sizes == {"R3-digits-classification": 2, "R3-against-softmax": 2}
     assert len(result.tables["accuracy"]["seed"]) == 2 * len(variants)
+
+
+@pytest.mark.slow
+def test_the_gpu_preset_has_the_size_that_it_had_when_its_minutes_were_estimated():
+    config, image = classification.PRESETS["gpu"], np.zeros((1, 8, 8, 1), np.float32)
+    variants = (("lightnet", "both", "shared"), ("lightnet", "none", "shared"), ("softmax", "learned", ""))
+    counts = [count_parameters(classification.model_of(config, variant, (8, 8)), image) for variant in variants]
+    assert counts == [191_194, 181_834, 169_290]
 
 
 @pytest.mark.slow
@@ -55,11 +64,15 @@ def test_seqpe_is_trained_on_its_auxiliary_losses_and_no_other_encoding_is():
     model = classification.model_of(config, ("lightnet", "seqpe", "shared"), (8, 8))
     params = jax.jit(model.init)(key, train.images[:1])["params"]
 
-    def loss(weight, encoding, params):
-        return classification._loss(replace(config, seqpe_weight=weight), model, encoding, train, params, rows, key)
+    def loss(weight, encoding):
+        weighted = replace(config, seqpe_weight=weight)
+        return classification._loss(weighted, model, encoding, train, params, rows, key)
 
-    none, some, more = (loss(weight, "seqpe", params) for weight in (0.0, 0.1, 0.3))
-    assert none == loss(0.3, "learned", params) and some > none
+    losses = jax.jit(
+        lambda: [loss(*case) for case in ((0.0, "seqpe"), (0.3, "learned"), (0.1, "seqpe"), (0.3, "seqpe"))]
+    )
+    none, other, some, more = losses()
+    assert none == other and some > none
     np.testing.assert_allclose(more - none, 3 * (some - none), rtol=1e-3)
 
 

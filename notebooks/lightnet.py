@@ -117,6 +117,12 @@ switches = results.load("lightnet/causal_switches")
 causal_switches.plot(switches)
 
 # %%
+table = switches.table("switches")
+rows = sorted(zip(table["loss"], table["model"], table["minus_lightnet"], table["share_of_gap"], strict=True))
+header = ("model", "nats per byte", "minus LightNet", "share of the gap")
+print(plain_text.text_table(header, [(name, *(f"{x:.3f}" for x in (loss, *rest))) for loss, name, *rest in rows]))
+
+# %%
 print(plain_text.claims_table(switches.claims))
 
 # %% [markdown]

@@ -114,8 +114,9 @@ def reorder(state: Any, indices: ArrayInput | Sequence[int]) -> Any:
     rows = min(leaf.shape[0] for leaf in leaves)
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"indices: got {indices.dtype}{list(indices.shape)}, expected integers (B,)")
-    if known(indices) and not (indices.min() >= 0 and indices.max() < rows):
-        raise ValueError(f"indices: got {indices.tolist()}, expected rows from 0 to {rows - 1}")
+    # In NumPy: while a program is traced an operation of JAX on known values gives unknown ones.
+    if known(indices) and not ((given := np.asarray(indices)).min() >= 0 and given.max() < rows):
+        raise ValueError(f"indices: got {given.tolist()}, expected rows from 0 to {rows - 1}")
     return jax.tree.map(lambda leaf: leaf[indices], state)
 
 

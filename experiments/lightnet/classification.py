@@ -9,8 +9,8 @@ augmentation, not about the choice of images.
 The recipe is stronger than that of our first trials (600 updates at 3e-3), which reached 92 to 94 % here: images are
 shifted by up to one pixel, as is usual for such small ones, labels are smoothed, and the rate is 1e-2.
 
-SeqPE is trained with its two auxiliary losses, on positions up to the digit 9 of each axis. Positions of multiplicative
-scans come from their order too.
+SeqPE is trained without its two auxiliary losses, which `lightnet/seqpe` adds. Positions of multiplicative scans come
+from their order too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -99,8 +99,6 @@ class Config(results.Config):
     """Most pixels by which an image is shifted in training, along each axis."""
     smoothing: float = 0.1
     """Probability of the labels that is spread over all classes in training."""
-    seqpe_weight: float = 0.1
-    """Weight of each of SeqPE's two auxiliary losses, on which no other model is trained; 0 leaves them out."""
     at_once: int = 1
     """Models that are computed at the same time; one after the other is fastest on a CPU."""
     train: TrainConfig = field(default_factory=lambda: _recipe(1500))
@@ -114,7 +112,6 @@ class Config(results.Config):
         require("test_images", self.test_images, 1, 1796)
         require("shift", self.shift, 0, 4)
         require("smoothing", self.smoothing, 0, below=1)
-        require("seqpe_weight", self.seqpe_weight, 0)
         if 8 % self.patch:
             raise ValueError(f"patch: got {self.patch}, expected a divisor of 8")
         if len(set(self.variants)) < len(self.variants) or not self.variants:
@@ -202,7 +199,7 @@ def run(config: Config, run_dir: Path) -> Result:
     """Train the models of every variant."""
     from experiments.runs import record_data
 
-    train, test, sha256 = _images(config)
+    train, test, sha256 = images(config)
     data = {"digits": sha256}
     record_data(run_dir, data)
     rows: dict[str, list] = {"variant": [], "seed": [], "accuracy": [], "parameters": [], "seconds": []}
@@ -210,18 +207,25 @@ def run(config: Config, run_dir: Path) -> Result:
     for variant in config.variants:
         seeds = config.seeds[: config.slow_seeds] if variant[0].startswith("multiplicative") else config.seeds
         name = variant_name(variant)
-        accuracies[name], parameters, seconds = _train(config, variant, seeds, train, test, run_dir)
-        for seed, accuracy in zip(seeds, accuracies[name], strict=True):
-            row = (name, seed, float(accuracy), parameters, seconds)
+        trained = train_variant(config, variant, seeds, train, test, run_dir)
+        accuracies[name] = trained.accuracies
+        for seed, accuracy in zip(seeds, trained.accuracies, strict=True):
+            row = (name, seed, float(accuracy), trained.parameters, trained.seconds)
             for column, entry in zip(rows.values(), row, strict=True):
                 column.append(entry)
     return Result(measured=_measured(accuracies), tables={"accuracy": rows}, data=data)
 
 
-def _images(config: Config) -> tuple[Digits, Digits, str]:
-    """Training and test part, standardised by the training part, and the hash of the source.
+def images(config: Config) -> tuple[Digits, Digits, str]:
+    """Digits to train on and to test on, standardised by the former.
 
     Another source of images is another function here.
+
+    Args:
+        config: how many are tested on.
+
+    Returns:
+        (training part, test part, hash of the source).
     """
     from experiments.sources.digits import Digits, load_digits
 
@@ -258,33 +262,79 @@ def model_of(config: Config, variant: tuple[str, str, str], image: tuple[int, in
     )
 
 
-def _train(
-    config: Config, variant: tuple[str, str, str], seeds: tuple[int, ...], train: Digits, test: Digits, run_dir: Path
-) -> tuple[np.ndarray, int, float]:
-    """Test accuracies (seeds,) in %, parameters of one model, and seconds of its training."""
+class TrainedVariant(NamedTuple):
+    """Models of one kind, one per seed.
+
+    Attributes:
+        model: the module.
+        params: stacked.
+        accuracies: (seeds,) on the test images, %.
+        parameters: of one model.
+        seconds: of the training of one model.
+    """
+
+    model: Any
+    params: Any
+    accuracies: np.ndarray
+    parameters: int
+    seconds: float
+
+
+def train_variant(
+    config: Config,
+    variant: tuple[str, str, str],
+    seeds: tuple[int, ...],
+    train: Digits,
+    test: Digits,
+    run_dir: Path,
+    *,
+    besides: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
+) -> TrainedVariant:
+    """Train a model per seed.
+
+    Args:
+        config: of everything.
+        variant: mixer, positions, source of key logits.
+        seeds: one per model.
+        train: images to train on.
+        test: images to test on.
+        run_dir: for metrics.
+        besides: (model, parameters, key) -> a loss that is added to the cross-entropy.
+
+    Returns:
+        What came of it.
+    """
     import jax.numpy as jnp
 
     from experiments.training.together import number_of_parameters, train_together
 
     model, name = model_of(config, variant, train.images.shape[1:3]), variant_name(variant)
+
+    def loss(params: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
+        of_images = _loss(config, model, train, params, rows, key)
+        return of_images if besides is None else of_images + besides(model, params, key)
+
     outcome = train_together(
         config.train,
         lambda key: model.init(key, jnp.asarray(train.images[:1]))["params"],
-        partial(_loss, config, model, variant[1], train),
+        loss,
         len(train),
         run_dir / "training" / name.replace(", ", "-"),
         seeds=seeds,
         label=name,
         at_once=config.at_once,
     )
-    accuracy = _accuracy(model, outcome.params, test)
-    return accuracy, number_of_parameters(outcome.params, len(seeds)), outcome.seconds / len(seeds)
+    return TrainedVariant(
+        model,
+        outcome.params,
+        _accuracy(model, outcome.params, test),
+        number_of_parameters(outcome.params, len(seeds)),
+        outcome.seconds / len(seeds),
+    )
 
 
-def _loss(
-    config: Config, model: Any, encoding: str, train: Digits, params: Any, rows: jax.Array, key: jax.Array
-) -> jax.Array:
-    """Cross-entropy of smoothed labels on shifted images, and what SeqPE is trained on besides."""
+def _loss(config: Config, model: Any, train: Digits, params: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
+    """Cross-entropy of smoothed labels on shifted images."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -294,23 +344,7 @@ def _loss(
     images, labels = jnp.asarray(train.images)[rows], jnp.asarray(train.labels)[rows]
     logits = model.apply({"params": params}, shifted(images, key, config.shift))
     targets = optax.smooth_labels(jax.nn.one_hot(labels, CLASSES), config.smoothing)
-    loss = optax.softmax_cross_entropy(logits, targets).mean()
-    if encoding == "seqpe" and config.seqpe_weight:
-        side = images.shape[1] // config.patch
-        loss += config.seqpe_weight * _of_positions(model, params, side, jax.random.fold_in(key, 1))
-    return loss
-
-
-def _of_positions(model: Any, params: Any, side: int, key: jax.Array) -> jax.Array:
-    """Sum of SeqPE's auxiliary losses, on few positions: they cost more than the images otherwise."""
-    from lightnet.positions import auxiliary_losses
-
-    def embed(coordinates: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, coordinates, method=lambda module, at: module.places.embed(at))
-
-    sizes = {"num_pivots": 8, "num_candidates": 8, "num_blocks": 2}
-    contrastive, distillation = auxiliary_losses(embed, key, (side, side), (max(10, 2 * side),) * 2, **sizes)
-    return contrastive + distillation
+    return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def _accuracy(model: Any, params: Any, test: Digits) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from lightnet.positions.coordinates import check_grid, grid_coordinates, token_coordinates
 from lightnet.scan.checks import check_array, check_per_token, got, known
@@ -152,7 +153,7 @@ def check_positions(coordinates: Array, limit: int) -> None:
     Raises:
         ValueError: with the largest.
     """
-    if known(coordinates) and (last := int(coordinates.max())) >= limit:
+    if known(coordinates) and (last := int(np.asarray(coordinates).max())) >= limit:
         raise ValueError(f"x: got a token at position {last}, expected positions below {limit}")
 
 

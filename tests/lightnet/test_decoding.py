@@ -190,6 +190,13 @@ def test_reordered_rows_go_on_as_the_rows_that_they_were(name):
     assert np.abs(expected[0] - expected[2]).max() > 1e-2
 
 
+def test_known_rows_can_be_taken_while_a_program_is_traced_and_are_checked():
+    rows, state = jnp.array([2, 0]), {"h": jnp.arange(3.0)[:, None]}
+    assert jax.jit(lambda state: reorder(state, rows))(state)["h"].ravel().tolist() == [2.0, 0.0]
+    with pytest.raises(ValueError, match="expected rows from 0 to 1"):
+        jax.jit(lambda state: reorder(state, rows))({"h": jnp.zeros((2, 1))})
+
+
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"temperature": 1e-30}, {"top_k": 2}, {"top_p": 0.5}])
 def test_rows_without_finite_logits_give_no_token_and_the_others_do(settings):
     nan, inf = jnp.nan, jnp.inf

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
@@ -55,29 +54,8 @@ def test_differences_are_taken_seed_by_seed_and_only_between_variants_that_are_t
     assert "review-2d-rotary" not in measured and "R3-against-softmax" not in measured
 
 
-@pytest.mark.slow
-def test_seqpe_is_trained_on_its_auxiliary_losses_and_no_other_encoding_is():
-    """They reach its parameters alone, and change the loss by their weight."""
-    config = replace(CPU, width=8, hidden=8, layers=1)
-    train = classification._images(config)[0]
-    rows, key = np.arange(3), jax.random.key(0)
-    model = classification.model_of(config, ("lightnet", "seqpe", "shared"), (8, 8))
-    params = jax.jit(model.init)(key, train.images[:1])["params"]
-
-    def loss(weight, encoding):
-        weighted = replace(config, seqpe_weight=weight)
-        return classification._loss(weighted, model, encoding, train, params, rows, key)
-
-    losses = jax.jit(
-        lambda: [loss(*case) for case in ((0.0, "seqpe"), (0.3, "learned"), (0.1, "seqpe"), (0.3, "seqpe"))]
-    )
-    none, other, some, more = losses()
-    assert none == other and some > none
-    np.testing.assert_allclose(more - none, 3 * (some - none), rtol=1e-3)
-
-
 def test_test_images_are_the_same_for_all_and_standardised_with_the_training_part():
-    train, test, _ = classification._images(CPU)
+    train, test, _ = classification.images(CPU)
     assert (len(train), len(test)) == (1297, 500)
     assert float(train.images.mean()) == pytest.approx(0, abs=1e-5)
     assert float(train.images.std()) == pytest.approx(1, abs=1e-5)

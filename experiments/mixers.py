@@ -3,13 +3,13 @@
 Importing this module imports no JAX, so that a config can check its names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 from experiments.registry import unknown
 
-STATE_SPACES = ("s4", "s4d", "s5", "s5-bidirectional", "mamba", "mamba2")
+STATE_SPACES = ("s4", "s4d", "s5", "s5-bidirectional", "mamba", "mamba2", "mamba-refined")
 MIXERS = ("lightnet", "linear", "softmax", "multiplicative", "multiplicative-2", "multiplicative-4", *STATE_SPACES)
 ORDER_FREE_ONLY = ("multiplicative-2", "multiplicative-4", "s5-bidirectional")
 CAUSAL_ONLY = ("multiplicative", *(name for name in STATE_SPACES if name not in ORDER_FREE_ONLY))
@@ -81,7 +81,8 @@ def mixer(name: str, *, causal: bool, **options: Any) -> Callable[..., Any]:
         name: one of MIXERS; "multiplicative-2" scans both ways, "multiplicative-4" the four ways of a picture.
         causal: whether tokens see only those before them. What is in CAUSAL_ONLY always does, so that asking it for
             less is a comparison with a model that cannot see ahead; what is in ORDER_FREE_ONLY never does.
-        **options: further fields of the mixer.
+        **options: further fields of the mixer. "mamba-refined" takes its `order` as a mapping too; with one it sees
+            all tokens.
 
     Returns:
         The constructor.
@@ -143,12 +144,15 @@ def positions(name: str, *, length: int = 0) -> dict[str, Any]:
 def _state_space(name: str, options: dict[str, Any]) -> Callable[..., Any]:
     from ssm.mamba import Mamba
     from ssm.mamba2 import Mamba2
+    from ssm.refinements import RefinedMamba
     from ssm.s4 import S4
     from ssm.s4d import S4D
     from ssm.s5 import S5
 
     if name == "mamba2":
         return partial(_inner_heads, Mamba2, **options)
+    if name == "mamba-refined":
+        return partial(_refined, RefinedMamba, **options)
     if name == "s5-bidirectional":
         options = {"bidirectional": True, **options}
     kinds: dict[str, Any] = {"s4": S4, "s4d": S4D, "s5": S5, "s5-bidirectional": S5, "mamba": Mamba}
@@ -159,6 +163,13 @@ def _headless(kind: Callable[..., Any], *, num_heads: int, relative: Any = None,
     """A mixer without heads and without relative encodings."""
     del num_heads, relative
     return kind(**options)
+
+
+def _refined(kind: Callable[..., Any], *, order: Any = None, **options: Any) -> Any:
+    """Mamba with its refinements, whose order may be given as a description has it."""
+    from ssm.refinements import TokenOrder
+
+    return _headless(kind, order=TokenOrder(**order) if isinstance(order, Mapping) else order, **options)
 
 
 def _inner_heads(kind: Callable[..., Any], *, width: int, num_heads: int, relative: Any = None, **options: Any) -> Any:

@@ -143,15 +143,16 @@ class Mamba(Mixer):
         self._check()
         inner, rank, states = self.inner, self.rank, self.state_size
         into = partitioned(uniform_init(self.width**-0.5), "embed", None, "mlp")
-        self.in_proj = nn.DenseGeneral((2, inner), use_bias=self.use_bias, kernel_init=into, dtype=self.dtype)
+        parts = (self._parts, inner)
+        self.in_proj = nn.DenseGeneral(parts, use_bias=self.use_bias, kernel_init=into, dtype=self.dtype)
         self.conv1d = DepthwiseTaps(self.conv_width, inner, self.conv_bias)
         select = partitioned(uniform_init(inner**-0.5), "mlp", None)
-        self.x_proj = nn.Dense(rank + 2 * states, use_bias=False, kernel_init=select, dtype=self.dtype)
+        self.x_proj = self._selection(rank + 2 * states, select)
         step = partitioned(uniform_init(rank**-0.5), None, "mlp")
         self.dt_proj = nn.Dense(inner, use_bias=False, kernel_init=step)
         self.dt_bias = self.param("dt_bias", partitioned(step_bias_init(self.dt_min, self.dt_max), "mlp"), (inner,))
         self.A_log = self.param("A_log", partitioned(s4d_real_init, "mlp", None), (inner, states))
-        self.D = self.param("D", partitioned(nn.initializers.ones, "mlp"), (inner,))
+        self.D = self._declared_skip()
         out = partitioned(self.out_init or nn.initializers.normal(self.out_scale), "mlp", "embed")
         self.out_proj = nn.Dense(self.width, use_bias=self.use_bias, kernel_init=out, dtype=self.dtype)
 
@@ -167,7 +168,7 @@ class Mamba(Mixer):
         *,
         segment_ids: Array | None = None,
         mask: Array | None = None,
-    ) -> tuple[Array, MambaState]:
+    ) -> tuple[Array, MambaState | None]:
         """Mix a sequence.
 
         Args:
@@ -182,17 +183,18 @@ class Mamba(Mixer):
         Raises:
             ValueError: an argument has another shape or kind than stated.
         """
+        self.require(state=state is not None, segments=segment_ids is not None)
         check_sequence(self, x, state, segment_ids, mask)
         per_token: dict[str, Any] = {"segment_ids": segment_ids, "mask": mask}
         conv, ssm = (
             (None, None) if state is None else computing_state(state, self.dtype, x, self.variables.get("params", {}))
         )
         x = zero_masked(x, mask)
-        u, z = jnp.unstack(self.in_proj(x), axis=-2)
-        u, conv = causal_conv(u, *self.conv1d(u.dtype), initial_state=conv, **per_token)
-        u = nn.silu(u)
-        y, ssm = selective_scan(u, *self._selected(u), self._skip(), z=z, initial_state=ssm, **per_token)
-        return zero_masked(self.out_proj(y), mask), stored_state(MambaState(conv, ssm), state)
+        u, z = self._branches(x)
+        u, conv = self._convolved(u, conv, **per_token)
+        y, ssm = self._scanned(u, z, ssm, **per_token)
+        after = MambaState(conv, ssm) if self.capabilities.state else None
+        return zero_masked(self.out_proj(y), mask), stored_state(after, state)
 
     def step(self, x: Array, state: MambaState) -> tuple[Array, MambaState]:
         """Advance by one token (B, D).
@@ -200,11 +202,11 @@ class Mamba(Mixer):
         Raises:
             ValueError: an argument has another shape or kind than stated.
         """
+        self.require(step=True)
         check_token(self, x, state)
-        u, z = jnp.unstack(self.in_proj(x), axis=-2)
         before = computing_state(state, self.dtype, x, self.variables.get("params", {}))
-        u, conv = causal_conv_step(u, *self.conv1d(u.dtype), before.conv)
-        u = nn.silu(u)
+        u, z = self._branches(x)
+        u, conv = self._convolved_token(u, before.conv)
         y, ssm = selective_step(u, *self._selected(u), self._skip(), before.ssm, z=z)
         return self.out_proj(y), stored_state(MambaState(conv, ssm), state)
 
@@ -225,6 +227,38 @@ class Mamba(Mixer):
                 raise ValueError(f"{given}: got {getattr(self, name)}, expected at least 1")
         check_step_range(self.dt_min, self.dt_max)
 
+    # What follows is what `ssm.refinements` changes.
+
+    @property
+    def _parts(self) -> int:
+        """What `in_proj` projects to: the input of the recurrence, and its gate."""
+        return 2
+
+    def _selection(self, features: int, kernel_init: Callable[..., Array]) -> nn.Module:
+        """The projection to r, B and C."""
+        return nn.Dense(features, use_bias=False, kernel_init=kernel_init, dtype=self.dtype)
+
+    def _declared_skip(self) -> Array | None:
+        return self.param("D", partitioned(nn.initializers.ones, "mlp"), (self.inner,))
+
+    def _branches(self, x: Array) -> tuple[Array, Array | None]:
+        """u and z, both (..., E)."""
+        u, z = jnp.unstack(self.in_proj(x), axis=-2)
+        return u, z
+
+    def _convolved(self, u: Array, conv: Array | None, **per_token: Any) -> tuple[Array, Array]:
+        """silu(conv(u)), and the window behind the last token."""
+        u, conv = causal_conv(u, *self.conv1d(u.dtype), initial_state=conv, **per_token)
+        return nn.silu(u), conv
+
+    def _convolved_token(self, u: Array, conv: Array) -> tuple[Array, Array]:
+        u, conv = causal_conv_step(u, *self.conv1d(u.dtype), conv)
+        return nn.silu(u), conv
+
+    def _scanned(self, u: Array, z: Array | None, ssm: Array | None, **per_token: Any) -> tuple[Array, Array]:
+        """What `out_proj` projects, and the state behind the last token."""
+        return selective_scan(u, *self._selected(u), self._skip(), z=z, initial_state=ssm, **per_token)
+
     def _selected(self, u: Array) -> tuple[Array, Array, Array, Array]:
         """dt (..., E), A (E, N), B and C (..., N)."""
         selected = self.x_proj(u)
@@ -232,8 +266,8 @@ class Mamba(Mixer):
         dt = step_sizes(self.dt_proj(at_least_float32(low)), self.dt_bias)
         return dt, -jnp.exp(at_least_float32(self.A_log)), B, C
 
-    def _skip(self) -> Array:
-        return at_least_float32(self.D)
+    def _skip(self) -> Array | None:
+        return None if self.D is None else at_least_float32(self.D)
 
 
 def at_least_float32(x: Array) -> Array:

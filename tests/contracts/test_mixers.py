@@ -16,6 +16,7 @@ import ssm
 from lightnet.backbone import Mixer
 from lightnet.mixers import GatedMixer
 from lightnet.positions import MDLRPE, Rotary
+from ssm.refinements import TokenOrder
 
 BATCH, LENGTH, WIDTH = 3, 11, 12
 BASES = (Mixer, GatedMixer)
@@ -57,6 +58,12 @@ VARIANTS = {
     "Mamba": [
         {"state_size": 3, "out_scale": 0.4, **STEPS},
         {"expand": 1, "conv_width": 2, "dt_rank": 2, "use_bias": True, "out_scale": 0.4, **STEPS},
+    ],
+    "RefinedMamba": [
+        {"state_size": 3, "scenario": "mixed", "skip_init": -1.0, "out_scale": 0.4, **STEPS},
+        {"state_size": 3, "convolution": False, "gate": False, "skip": False, "out_scale": 0.4, **STEPS},
+        {"state_size": 3, "order": TokenOrder(), "out_scale": 0.4, **STEPS},
+        {"state_size": 3, "order": TokenOrder(tau=0.5, permute_gate=True, unsort=True), "out_scale": 0.4, **STEPS},
     ],
     "Mamba2": [
         {"state_size": 3, "head_size": 8, "out_scale": 0.4, **STEPS},

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments import results
+from experiments.digit_classification import CLASSES, accuracies, smoothed_loss, standardised_parts
 from experiments.mixers import check_model, mixer, positions
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.statistics import paired_differences
@@ -41,7 +42,6 @@ ABOUT = About(
     source="Table 1 and the ablation of positions, on digits",
     minutes={"smoke": 0.2, "cpu": 15, "gpu": 15},
 )
-CLASSES = 10
 KEY_LOGITS = ("shared", "vector", "scalar")
 VARIANTS = (
     ("lightnet", "both", "shared"),
@@ -199,7 +199,7 @@ def run(config: Config, run_dir: Path) -> Result:
     """Train the models of every variant."""
     from experiments.runs import record_data
 
-    train, test, sha256 = images(config)
+    train, test, sha256 = standardised_parts(config.test_images)
     data = {"digits": sha256}
     record_data(run_dir, data)
     rows: dict[str, list] = {"variant": [], "seed": [], "accuracy": [], "parameters": [], "seconds": []}
@@ -214,26 +214,6 @@ def run(config: Config, run_dir: Path) -> Result:
             for column, entry in zip(rows.values(), row, strict=True):
                 column.append(entry)
     return Result(measured=_measured(accuracies), tables={"accuracy": rows}, data=data)
-
-
-def images(config: Config) -> tuple[Digits, Digits, str]:
-    """Digits to train on and to test on, standardised by the former.
-
-    Another source of images is another function here.
-
-    Args:
-        config: how many are tested on.
-
-    Returns:
-        (training part, test part, hash of the source).
-    """
-    from experiments.sources.digits import Digits, load_digits
-
-    digits = load_digits()
-    train, test = digits.split(config.test_images / len(digits))
-    mean, deviation = train.images.mean(), train.images.std()
-    scaled = (Digits((part.images - mean) / deviation, part.labels) for part in (train, test))
-    return *scaled, digits.sha256  # type: ignore[return-value]
 
 
 def model_of(config: Config, variant: tuple[str, str, str], image: tuple[int, int]) -> Any:
@@ -310,9 +290,11 @@ def train_variant(
 
     model, name = model_of(config, variant, train.images.shape[1:3]), variant_name(variant)
 
+    of_images = smoothed_loss(model, train, shift=config.shift, smoothing=config.smoothing)
+
     def loss(params: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
-        of_images = _loss(config, model, train, params, rows, key)
-        return of_images if besides is None else of_images + besides(model, params, key)
+        loss = of_images(params, rows, key)
+        return loss if besides is None else loss + besides(model, params, key)
 
     outcome = train_together(
         config.train,
@@ -327,34 +309,10 @@ def train_variant(
     return TrainedVariant(
         model,
         outcome.params,
-        _accuracy(model, outcome.params, test),
+        np.array(list(accuracies(model, test, seeds)(outcome.params).values())),
         number_of_parameters(outcome.params, len(seeds)),
         outcome.seconds / len(seeds),
     )
-
-
-def _loss(config: Config, model: Any, train: Digits, params: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
-    """Cross-entropy of smoothed labels on shifted images."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from experiments.sources.shifts import shifted
-
-    images, labels = jnp.asarray(train.images)[rows], jnp.asarray(train.labels)[rows]
-    logits = model.apply({"params": params}, shifted(images, key, config.shift))
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, CLASSES), config.smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean()
-
-
-def _accuracy(model: Any, params: Any, test: Digits) -> np.ndarray:
-    """Accuracies of stacked models, %."""
-    import jax
-    import jax.numpy as jnp
-
-    images = jnp.asarray(test.images)
-    right = jax.jit(lambda p: (model.apply({"params": p}, images).argmax(axis=-1) == test.labels).mean())
-    return 100.0 * np.asarray(jax.lax.map(right, params), dtype=np.float64)
 
 
 def _measured(accuracies: Mapping[str, np.ndarray]) -> dict[str, Any]:

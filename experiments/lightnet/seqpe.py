@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import results
+from experiments.digit_classification import standardised_parts
 from experiments.lightnet import classification
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.statistics import paired_differences
@@ -88,7 +89,7 @@ def run(config: Config, run_dir: Path) -> Result:
     """Train the models with each weight."""
     from experiments.runs import record_data
 
-    train, test, sha256 = classification.images(config.images)
+    train, test, sha256 = standardised_parts(config.images.test_images)
     data = {"digits": sha256}
     record_data(run_dir, data)
     rows: dict[str, list] = {"weight": [], "seed": [], "accuracy": [], "order": [], "parameters": [], "seconds": []}

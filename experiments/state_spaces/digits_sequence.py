@@ -16,19 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments import results
+from experiments.digit_classification import CLASSES, accuracies, pixels, smoothed_loss, standardised_parts
 from experiments.mixers import mixer, positions, read_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 
 if TYPE_CHECKING:
-    import jax
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -39,7 +38,6 @@ ABOUT = About(
     source="a small analogue of sequential MNIST (ours)",
     minutes={"smoke": 0.2, "cpu": 15},
 )
-CLASSES = 10
 MODELS = (
     "s4+none",
     "s4d+none",
@@ -128,7 +126,7 @@ def run(config: Config, run_dir: Path) -> Result:
     """Train every model with every seed."""
     from experiments.runs import record_data
 
-    train, test, sha256 = _parts(config)
+    train, test, sha256 = standardised_parts(config.test_images)
     data = {"digits": sha256}
     record_data(run_dir, data)
     rows: dict[str, list] = {"model": [], "seed": [], "accuracy": [], "parameters": [], "hidden": [], "seconds": []}
@@ -142,48 +140,6 @@ def run(config: Config, run_dir: Path) -> Result:
                 column.append(entry)
     measured = _measured({name: curves[name][:, -1] for name in config.models})
     return Result(measured=measured, tables={"accuracy": rows}, series={"accuracy": curves}, data=data)
-
-
-def _parts(config: Config) -> tuple[Digits, Digits, str]:
-    """Training and test part, standardised by the training part, and the hash of the source."""
-    from experiments.sources.digits import load_digits
-
-    digits = load_digits()
-    train, test = digits.split(config.test_images / len(digits))
-    return *standardised(train, test), digits.sha256
-
-
-def standardised(train: Digits, test: Digits) -> tuple[Digits, Digits]:
-    """Both parts with the mean and the deviation of the training part's pixels removed.
-
-    Args:
-        train: images to train on.
-        test: others.
-
-    Returns:
-        The parts.
-    """
-    from experiments.sources.digits import Digits
-
-    mean, deviation = train.images.mean(), train.images.std()
-    first, second = (Digits((part.images - mean) / deviation, part.labels) for part in (train, test))
-    return first, second
-
-
-def pixels(images: Any) -> Any:
-    """Images (n, 8, 8, 1) as sequences (n, 64, 2), row by row: each pixel and a one.
-
-    A block begins with a norm, which takes the length away from its input: of a pixel times a vector the sign would be
-    left. Of the sum with another vector, that of the ones, the angle tells how bright the pixel is.
-
-    Example:
-        >>> pixels(np.arange(64.0).reshape(1, 8, 8, 1))[0, 8:10].tolist()
-        [[8.0, 1.0], [9.0, 1.0]]
-    """
-    import jax.numpy as jnp
-
-    sequences = images.reshape(len(images), -1, 1)
-    return jnp.concatenate([sequences, jnp.ones_like(sequences)], axis=-1)
 
 
 def model_of(config: Config, name: str) -> tuple[Any, int]:
@@ -252,13 +208,13 @@ def train_model(config: Config, name: str, train: Digits, test: Digits, folder: 
     outcome = train_together(
         config.train,
         lambda key: model.init(key, pixels(train.images[:1]))["params"],
-        partial(_loss, config, model, train),
+        smoothed_loss(model, train, shift=config.shift, smoothing=config.smoothing, read=pixels),
         len(train),
         folder / "training" / name,
         seeds=config.seeds,
         label=name,
         at_once=config.at_once,
-        evaluate=_accuracies(config, model, test),
+        evaluate=accuracies(model, test, config.seeds, pixels),
     )
     columns = [outcome.evaluation[f"accuracy {seed}"] for seed in config.seeds]
     count = len(config.seeds)
@@ -269,38 +225,6 @@ def train_model(config: Config, name: str, train: Digits, test: Digits, folder: 
         hidden,
         outcome.seconds / count,
     )
-
-
-def _loss(config: Config, model: Any, train: Digits, params: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
-    """Cross-entropy of smoothed labels on shifted images."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from experiments.sources.shifts import shifted
-
-    images, labels = jnp.asarray(train.images)[rows], jnp.asarray(train.labels)[rows]
-    logits = model.apply({"params": params}, pixels(shifted(images, key, config.shift)))
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, CLASSES), config.smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean()
-
-
-def _accuracies(config: Config, model: Any, test: Digits) -> Any:
-    """Stacked parameters -> the accuracy of each model in %, by its seed."""
-    import jax
-
-    sequences = pixels(test.images)
-
-    @jax.jit
-    def right(params: Any) -> jax.Array:
-        return jax.lax.map(
-            lambda own: 100.0 * (model.apply({"params": own}, sequences).argmax(axis=-1) == test.labels).mean(), params
-        )
-
-    def evaluate(params: Any) -> dict[str, float]:
-        return {f"accuracy {seed}": float(value) for seed, value in zip(config.seeds, right(params), strict=True)}
-
-    return evaluate
 
 
 def _measured(accuracies: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import results
+from experiments.digit_classification import CLASSES, accuracies, pixels, smoothed_loss, standardised_parts
 from experiments.registry import unknown
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 
 if TYPE_CHECKING:
-    import jax
     from matplotlib.figure import Figure
 
     from experiments.sources.digits import Digits
@@ -46,7 +46,6 @@ ABOUT = About(
     source="ImageNet table (a small analogue), refinement 2",
     minutes={"smoke": 0.3, "cpu": 20, "gpu": 20},
 )
-CLASSES = 10
 NONE, RELEASED, MENDED, RANDOM = "none", "released", "mended", "random"
 _BACK_AND_FORTH = {"permute_gate": True, "unsort": True}
 VARIANTS: Mapping[str, Mapping[str, Any] | None] = {
@@ -169,7 +168,7 @@ def run(config: Config, run_dir: Path) -> Result:
     from experiments.runs import record_data
     from experiments.training.together import number_of_parameters, one_of
 
-    train, test, sha256 = _parts(config)
+    train, test, sha256 = standardised_parts(config.test_images)
     data = {"digits": sha256}
     record_data(run_dir, data)
     table: dict[str, list] = {"variant": [], "seed": [], "accuracy": [], "parameters": [], "largest weight": []}
@@ -187,33 +186,6 @@ def run(config: Config, run_dir: Path) -> Result:
     series = {"accuracy": {"updates": np.asarray(outcome.evaluation["step"])}}
     series["accuracy"] |= {name: np.stack(found) for name, found in curves.items()}
     return Result(measured=_measured(table), tables={"accuracy": table}, series=series, data=data)
-
-
-def _parts(config: Config) -> tuple[Digits, Digits, str]:
-    """Training and test part, standardised by the training part, and the hash of the source."""
-    from experiments.sources.digits import Digits, load_digits
-
-    digits = load_digits()
-    train, test = digits.split(config.test_images / len(digits))
-    mean, deviation = train.images.mean(), train.images.std()
-    train, test = (Digits((part.images - mean) / deviation, part.labels) for part in (train, test))
-    return train, test, digits.sha256
-
-
-def pixels(images: Any) -> Any:
-    """Images (n, 8, 8, 1) as sequences (n, 64, 2), row by row: each pixel and a one.
-
-    A block begins with a norm, which takes the length away from its input: of a pixel times a vector the sign would be
-    left. Of the sum with another vector, that of the ones, the angle tells how bright the pixel is.
-
-    Example:
-        >>> pixels(np.arange(64.0).reshape(1, 8, 8, 1))[0, 8:10].tolist()
-        [[8.0, 1.0], [9.0, 1.0]]
-    """
-    import jax.numpy as jnp
-
-    sequences = images.reshape(len(images), -1, 1)
-    return jnp.concatenate([sequences, jnp.ones_like(sequences)], axis=-1)
 
 
 def model_of(config: Config, name: str, seed: int) -> Any:
@@ -264,46 +236,14 @@ def train_variant(
     return train_together(
         config.train,
         lambda key: for_narrow_models(model.init(key, pixels(train.images[:1]))["params"], config.width),
-        partial(_loss, config, model, train),
+        smoothed_loss(model, train, shift=config.shift, smoothing=config.smoothing, read=pixels),
         len(train),
         folder / "training" / label,
         seeds=seeds,
         label=label,
         at_once=config.at_once,
-        evaluate=_accuracies(seeds, model, test),
+        evaluate=accuracies(model, test, seeds, pixels),
     )
-
-
-def _loss(config: Config, model: Any, train: Digits, params: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
-    """Cross-entropy of smoothed labels on shifted images."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from experiments.sources.shifts import shifted
-
-    images, labels = jnp.asarray(train.images)[rows], jnp.asarray(train.labels)[rows]
-    logits = model.apply({"params": params}, pixels(shifted(images, key, config.shift)))
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, CLASSES), config.smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean()
-
-
-def _accuracies(seeds: tuple[int, ...], model: Any, test: Digits) -> Any:
-    """Stacked parameters -> the accuracy of each model in %, by its seed."""
-    import jax
-
-    sequences = pixels(test.images)
-
-    @jax.jit
-    def right(params: Any) -> jax.Array:
-        return jax.lax.map(
-            lambda own: 100.0 * (model.apply({"params": own}, sequences).argmax(axis=-1) == test.labels).mean(), params
-        )
-
-    def evaluate(params: Any) -> dict[str, float]:
-        return {f"accuracy {seed}": float(value) for seed, value in zip(seeds, right(params), strict=True)}
-
-    return evaluate
 
 
 def _softsort(model: Any, params: Any, test: Digits) -> tuple[float, float, float]:

@@ -54,14 +54,6 @@ def test_differences_are_taken_seed_by_seed_and_only_between_variants_that_are_t
     assert "review-2d-rotary" not in measured and "R3-against-softmax" not in measured
 
 
-def test_test_images_are_the_same_for_all_and_standardised_with_the_training_part():
-    train, test, _ = classification.images(CPU)
-    assert (len(train), len(test)) == (1297, 500)
-    assert float(train.images.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(train.images.std()) == pytest.approx(1, abs=1e-5)
-    assert float(test.images.mean()) != pytest.approx(0, abs=1e-4)
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

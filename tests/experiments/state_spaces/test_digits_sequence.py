@@ -45,17 +45,6 @@ def test_the_joint_claim_is_about_the_worst_of_four():
     assert set(measured) == {claim.id for claim in digits_sequence.CLAIMS}
 
 
-def test_pixels_come_row_by_row_and_the_training_part_is_standardised():
-    train, test, _ = digits_sequence._parts(CPU)
-    assert (len(train), len(test)) == (1297, 500)
-    assert float(train.images.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(train.images.std()) == pytest.approx(1, abs=1e-5)
-    assert float(test.images.mean()) != pytest.approx(0, abs=1e-4)
-    sequence = digits_sequence.pixels(test.images)
-    assert sequence.shape == (500, 64, 2) and (sequence[..., 1] == 1).all()
-    np.testing.assert_array_equal(sequence[:, 8 * 3 + 5, 0], test.images[:, 3, 5, 0])
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -1,7 +1,8 @@
 """The greedy encoder of arXiv 2404.08335, definition A.3: always take the longest token that fits.
 
-The dictionary is a trie in one Python dict, {node + symbol index: child node}, in which a node is a multiple of the
-alphabet size: one addition and one look-up per symbol.
+Where the walk through the trie cannot go on, the tokens that the symbols read so far give, and the node where the walk
+continues, depend on the node only and are tabulated: one look-up per symbol with any dictionary, whatever the length of
+its tokens (the LinMaxMatch algorithm of Song et al., "Fast WordPiece Tokenization", arXiv 2012.15524).
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.tokenization.tokenizer import Ids, Token, Tokenizer
+from experiments.tokenization.tokenizer import Ids, Tokenizer
+from experiments.tokenization.trie import Table, Trie
 
 
 class GreedyTokenizer(Tokenizer):
@@ -31,113 +33,123 @@ class GreedyTokenizer(Tokenizer):
     def __init__(self, vocabulary: Iterable[Sequence[int]]) -> None:
         """Check that encoding is total."""
         super().__init__(vocabulary)
-        missing = set().union(*self.vocabulary) - set(self.alphabet)
-        if missing:
-            raise ValueError(f"vocabulary: the symbol {min(missing)} is part of a token; expected it as a token too")
+        self._trie = Trie.of(self.vocabulary)
 
     @property
     def prefix_closed(self) -> bool:
         """Whether every prefix of a token is a token, as in an LZW dictionary."""
-        return len(self._token_at) == len(self._children)
+        return self._trie.prefix_closed
 
     @cached_property
-    def _index(self) -> NDArray[np.int64]:
-        """Position of each symbol in the alphabet."""
-        index = np.zeros(self.alphabet[-1] + 1, dtype=np.int64)
-        index[list(self.alphabet)] = np.arange(len(self.alphabet))
-        return index
-
-    @cached_property
-    def _trie(self) -> tuple[dict[int, int], dict[int, int]]:
-        return build_trie(self.vocabulary, self._index.tolist(), len(self.alphabet))
-
-    @property
-    def _children(self) -> dict[int, int]:
-        return self._trie[0]
-
-    @property
-    def _token_at(self) -> dict[int, int]:
-        return self._trie[1]
+    def _dead_ends(self) -> "DeadEnds":
+        return DeadEnds(self._trie)
 
     def _encode(self, sequence: NDArray[np.int64]) -> Ids:
-        symbols = self._index[sequence].tolist()
-        encode = encode_prefix_closed if self.prefix_closed else encode_longest
-        return np.array(encode(symbols, self._children, self._token_at), dtype=np.int32)
-
-
-def build_trie(
-    vocabulary: Sequence[Token], index: Sequence[int], alphabet: int
-) -> tuple[dict[int, int], dict[int, int]]:
-    """The dictionary as a trie.
-
-    Args:
-        vocabulary: the tokens.
-        index: position of each symbol in the alphabet.
-        alphabet: number of symbols A.
-
-    Returns:
-        {node + symbol index: child} and {node: id of the token that ends there}; the root is 0, nodes are multiples
-        of A.
-    """
-    children: dict[int, int] = {}
-    token_at: dict[int, int] = {}
-    for token_id, token in enumerate(vocabulary):
+        child, onward = self._trie.children.get, self._dead_ends.onward
+        stuck: list[int] = []
+        emit = stuck.append
         node = 0
-        for symbol in token:
-            node = children.setdefault(node + index[symbol], alphabet * (len(children) + 1))
-        token_at[node] = token_id
-    return children, token_at
+        for symbol in self._trie.indices(sequence):
+            longer = child(node + symbol)
+            if longer is None:
+                emit(node + symbol)
+                longer = onward[node + symbol]
+            node = longer
+        ids: list[int] = []
+        tokens = self._dead_ends.tokens
+        for key in stuck:
+            ids += tokens[key]
+        return np.array(ids + self._dead_ends.rest(node), dtype=np.int32)
 
 
-def encode_prefix_closed(symbols: Sequence[int], children: dict[int, int], token_at: dict[int, int]) -> list[int]:
-    """Greedy encoding when every node of the trie is a token: the walk never has to step back.
+# Tokens as a tree: None, an id, or a pair of such. Paths share their beginnings, so all of them take linear space.
+Emitted = None | int | tuple["Emitted", "Emitted"]
+
+
+class DeadEnds:
+    """What greedy does when the walk cannot go on from a node.
 
     Args:
-        symbols: symbol indices.
-        children: from `build_trie`.
-        token_at: from `build_trie`.
+        trie: the dictionary.
 
-    Returns:
-        Token ids.
+    Example:
+        >>> ends = DeadEnds(Trie.of([(0,), (1,), (0, 0, 0, 1)]))
+        >>> stuck_at_00_with_1 = 6 + 1
+        >>> ends.tokens[stuck_at_00_with_1], ends.onward[stuck_at_00_with_1]
+        ([0, 0], 4)
     """
-    nodes: list[int] = []
-    emit, child = nodes.append, children.get
-    node = 0
-    for symbol in symbols:
-        longer = child(node + symbol)
-        if longer is None:
-            emit(node)
-            longer = children[symbol]
-        node = longer
-    if node:
-        emit(node)
-    return [token_at[node] for node in nodes]
+
+    def __init__(self, trie: Trie) -> None:
+        """Tabulate, for each node, the tokens that must be emitted there and the node of the symbols that remain."""
+        self._trie = trie
+        self._emitted, self._fallback = _failures(trie)
+        self.tokens: Table[list[int]] = Table(self._tokens)
+        self.onward: Table[int] = Table(lambda key: trie.children[self._path(key)[-1] + key % len(trie.alphabet)])
+
+    def rest(self, node: int) -> list[int]:
+        """Ids of the tokens of the symbols at the end of a sequence, whose walk stopped at a node.
+
+        Args:
+            node: of the trie.
+
+        Returns:
+            Token ids, none at the root.
+        """
+        ids: list[int] = []
+        while node:
+            ids += flatten(self._emitted[node])
+            node = self._fallback[node]
+        return ids
+
+    def _path(self, key: int) -> list[int]:
+        """The nodes fallen back to until the symbol of a key fits, the last one included."""
+        symbol = key % len(self._trie.alphabet)
+        nodes = [key - symbol]
+        while nodes[-1] + symbol not in self._trie.children:
+            nodes.append(self._fallback[nodes[-1]])
+        return nodes
+
+    def _tokens(self, key: int) -> list[int]:
+        return [token for node in self._path(key)[:-1] for token in flatten(self._emitted[node])]
 
 
-def encode_longest(symbols: Sequence[int], children: dict[int, int], token_at: dict[int, int]) -> list[int]:
-    """Greedy encoding with any dictionary: walk as far as the trie goes, then step back to the last token.
+def _failures(trie: Trie) -> tuple[dict[int, Emitted], dict[int, int]]:
+    """For each node the tokens that greedy emits there, and the node of the symbols that are left."""
+    emitted: dict[int, Emitted] = {}
+    fallback: dict[int, int] = {}
+    alphabet = len(trie.alphabet)
+    for key, node in trie.by_depth():
+        token = trie.token_at.get(node)
+        if token is not None:
+            emitted[node], fallback[node] = token, 0
+            continue
+        symbol = key % alphabet
+        tokens, left = emitted[key - symbol], fallback[key - symbol]
+        while left + symbol not in trie.children:
+            tokens, left = (tokens, emitted[left]), fallback[left]
+        emitted[node], fallback[node] = tokens, trie.children[left + symbol]
+    return emitted, fallback
+
+
+def flatten(tokens: Emitted) -> list[int]:
+    """The ids in a tree of tokens, from left to right.
 
     Args:
-        symbols: symbol indices.
-        children: from `build_trie`.
-        token_at: from `build_trie`.
+        tokens: a tree, however deep.
 
     Returns:
         Token ids.
+
+    Example:
+        >>> flatten(((2, 5), 1))
+        [2, 5, 1]
     """
     ids: list[int] = []
-    emit, child, token = ids.append, children.get, token_at.get
-    start, length = 0, len(symbols)
-    while start < length:
-        node, position, best, end = 0, start, -1, start
-        while position < length:
-            longer = child(node + symbols[position])
-            if longer is None:
-                break
-            node, position = longer, position + 1
-            found = token(node)
-            if found is not None:
-                best, end = found, position
-        emit(best)
-        start = end
+    pending = [tokens]
+    while pending:
+        tree = pending.pop()
+        if isinstance(tree, tuple):
+            pending += [tree[1], tree[0]]
+        elif tree is not None:
+            ids.append(tree)
     return ids

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.tokenization.greedy import GreedyTokenizer
-from experiments.tokenization.tokenizer import Token, training_data
+from experiments.tokenization.tokenizer import Token, as_sequence, training_data
 
 
 class LZWTokenizer(GreedyTokenizer):
@@ -47,6 +47,30 @@ class LZWTokenizer(GreedyTokenizer):
         found = parse(data, symbols, size)
         known = set(found)
         return cls(found + [(symbol,) for symbol in symbols if (symbol,) not in known])
+
+    @classmethod
+    def train_on_prefix(cls, sequence: ArrayLike, length: int, *, alphabet: int | None = None) -> "LZWTokenizer":
+        """Learn from the first d symbols, without another limit: what theorem 4.5 speaks of.
+
+        Args:
+            sequence: 1-D integers, at least d of them.
+            length: d. The dictionary has at most d tokens, too.
+            alphabet: number of symbols, for the alphabet 0..alphabet-1; None takes the symbols seen in the prefix.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            ValueError: if the sequence is shorter than d, d is smaller than the alphabet, or a symbol is outside it.
+
+        Example:
+            >>> LZWTokenizer.train_on_prefix([0, 1, 0, 0, 1, 1, 1], 4).vocabulary
+            ((0,), (1,), (0, 0))
+        """
+        symbols = as_sequence(sequence, "sequence")
+        if not 1 <= length <= len(symbols):
+            raise ValueError(f"length: got {length}; expected 1..{len(symbols)}, the length of the sequence")
+        return cls.train([symbols[:length]], length, alphabet=alphabet)
 
 
 def parse(sequences: Sequence[NDArray[np.int64]], alphabet: Sequence[int], size: int) -> list[Token]:

@@ -20,18 +20,21 @@ class Tokenizer(ABC):
     """Dictionary, encoder and decoder with decode(encode(s)) == s for every sequence over the alphabet.
 
     Args:
-        vocabulary: the symbols of each token; the position is the id. All distinct, none empty.
+        vocabulary: the symbols of each token; the position is the id. None empty; all distinct unless `distinct` is
+            false for the class, as for one that tells the beginning of a word from its continuation.
 
     Raises:
         ValueError: if the vocabulary is empty, repeats a token or contains an empty one.
     """
+
+    distinct: bool = True
 
     def __init__(self, vocabulary: Iterable[Sequence[int]]) -> None:
         """Check the vocabulary."""
         self.vocabulary: tuple[Token, ...] = tuple(tuple(int(s) for s in token) for token in vocabulary)
         if not self.vocabulary or not all(self.vocabulary):
             raise ValueError("vocabulary: got an empty token or none at all; expected at least one, none empty")
-        if len(set(self.vocabulary)) != len(self.vocabulary):
+        if self.distinct and len(set(self.vocabulary)) != len(self.vocabulary):
             raise ValueError("vocabulary: got a token twice; expected distinct tokens")
 
     def __len__(self) -> int:
@@ -41,7 +44,7 @@ class Tokenizer(ABC):
     @cached_property
     def alphabet(self) -> tuple[int, ...]:
         """The symbols that can be encoded, sorted."""
-        return tuple(sorted(token[0] for token in self.vocabulary if len(token) == 1))
+        return tuple(sorted({token[0] for token in self.vocabulary if len(token) == 1}))
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -172,6 +175,22 @@ def training_data(
     if size is not None and size < len(symbols):
         raise ValueError(f"size: got {size}; expected at least {len(symbols)}, the number of single symbols")
     return data, symbols
+
+
+def too_few_tokens(size: int, found: int) -> ValueError:
+    """The refusal of a dictionary size that the training text cannot fill.
+
+    Args:
+        size: what was asked for.
+        found: how many tokens there are.
+
+    Returns:
+        The error to raise.
+    """
+    return ValueError(
+        f"size: got {size}, but the training text gives only {found} tokens; "
+        "expected a smaller dictionary or a longer text"
+    )
 
 
 def _shown(symbols: tuple[int, ...]) -> str:

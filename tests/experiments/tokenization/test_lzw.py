@@ -59,3 +59,18 @@ def test_tokens_do_not_cross_sequences() -> None:
 def test_training_rows_of_an_array_and_a_list_agree() -> None:
     rows = GENERATOR.integers(0, 3, (5, 40))
     assert LZWTokenizer.train(rows, 50).vocabulary == LZWTokenizer.train([r.tolist() for r in rows], 50).vocabulary
+
+
+def test_prefix_training_reads_nothing_else() -> None:
+    for length in (2, 3, 50, 400):
+        text = GENERATOR.integers(0, 2, 400)
+        tokenizer = LZWTokenizer.train_on_prefix(text, length, alphabet=2)
+        expected = parse_by_definition(tuple(text[:length].tolist()))
+        assert list(tokenizer.vocabulary[: len(expected)]) == expected
+        assert len(tokenizer) <= length
+
+
+@pytest.mark.parametrize(("length", "message"), [(0, "length: got 0"), (4, "length: got 4; expected 1..3")])
+def test_a_prefix_lies_in_the_text(length: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LZWTokenizer.train_on_prefix([0, 1, 1], length)

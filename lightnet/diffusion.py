@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lightnet.backbone import Mixer, partitioned
+from lightnet.backbone.language_model import check_ids
 from lightnet.feed_forward import GLU
 from lightnet.heads import patch_embedding, patches, unpatched
 from lightnet.typing import Array
@@ -36,10 +37,17 @@ def time_features(time: Array, size: int = 256, longest: float = 10000.0) -> Arr
     Returns:
         (B, size) float32.
 
+    Raises:
+        ValueError: the size is odd or less than 2, or the time has another shape.
+
     Example:
         >>> time_features(jnp.array([0.0]), size=4).tolist()
         [[1.0, 1.0, 0.0, 0.0]]
     """
+    if size < 2 or size % 2:
+        raise ValueError(f"size: got {size}, expected an even number from 2")
+    if time.ndim != 1:
+        raise ValueError(f"time: got shape {list(time.shape)}, expected (B,)")
     frequencies = longest ** (-jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
     angles = time.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -126,10 +134,10 @@ class DiffusionTransformer(nn.Module):
             (B, n_1, ..., n_A, C or `channels_out`), float32 at least.
 
         Raises:
-            ValueError: a shape is another than stated, or labels are given without classes or missing with them.
+            ValueError: a shape is another than stated, labels are given without classes or missing with them, or there
+                is no such class.
         """
-        if (label is None) == (self.num_classes > 0):
-            raise ValueError(f"label: got {label}, expected {'class ids (B,)' if self.num_classes else 'None'}")
+        self._check(x.shape[0], time, label)
         channels = self.channels_out or x.shape[-1]
         grid = tuple(n // p for n, p in zip(x.shape[1:-1], self.patch, strict=False))
         condition = self._condition(time, label)
@@ -147,6 +155,17 @@ class DiffusionTransformer(nn.Module):
         x = (1 + scale) * norm(name="final_norm")(x) + shift
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return unpatched(nn.Dense(features, kernel_init=zeros, name="head")(x), grid, self.patch)
+
+    def _check(self, batch: int, time: Array, label: Array | None) -> None:
+        if (label is None) == (self.num_classes > 0):
+            raise ValueError(f"label: got {label}, expected {'class ids (B,)' if self.num_classes else 'None'}")
+        if time.shape != (batch,):
+            raise ValueError(f"time: got shape {list(time.shape)}, expected ({batch},)")
+        if label is None:
+            return
+        if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
+            raise ValueError(f"label: got {label.dtype}{list(label.shape)}, expected integers ({batch},)")
+        check_ids("label", label, self.num_classes + 1)
 
     def _condition(self, time: Array, label: Array | None) -> Array:
         """Embedded time plus embedded class (B, D)."""

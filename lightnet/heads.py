@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lightnet.backbone import Backbone, partitioned
+from lightnet.backbone.language_model import check_ids
 from lightnet.scan.checks import check_per_token
 from lightnet.typing import Array
 
@@ -192,11 +193,13 @@ class MaskedLM(nn.Module):
             Logits (B, L, V), float32 at least.
 
         Raises:
-            ValueError: `tokens` is not a (B, L) array of integers, or the mixer does not support what is asked.
+            ValueError: `tokens` is not a (B, L) array of integers, it has an id that does not exist, or the mixer does
+                not support what is asked.
         """
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens: got {tokens.dtype}{list(tokens.shape)}, expected an integer array (B, L)")
         check_per_token({"B": tokens.shape[0], "L": tokens.shape[1]}, segment_ids, mask)
+        check_ids("tokens", tokens, self.vocab_size + self.num_input_only, mask)
         x = self.embedding[tokens]
         x = x if self.backbone.dtype is None else x.astype(self.backbone.dtype)
         if self.input_positions is not None:

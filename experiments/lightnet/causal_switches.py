@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="You Only Scan Once: LightNet (arXiv 2405.21022)",
     source="ablations (known from reviews only), and Elucidating the Design Space of Decay (arXiv 2509.05282)",
-    minutes={"smoke": 0.2, "cpu": 10},
+    minutes={"smoke": 0.2, "cpu": 15},
 )
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="You Only Scan Once: LightNet (arXiv 2405.21022)",
     source="Table 1 and the ablation of positions, on digits",
-    minutes={"smoke": 0.2, "cpu": 15, "gpu": 15},
+    minutes={"smoke": 0.2, "cpu": 18, "gpu": 15},
 )
 KEY_LOGITS = ("shared", "vector", "scalar")
 VARIANTS = (

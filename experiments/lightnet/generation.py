@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="You Only Scan Once: LightNet (arXiv 2405.21022)",
     source="image generation, on digits",
-    minutes={"smoke": 0.3, "cpu": 7, "gpu": 10},
+    minutes={"smoke": 0.3, "cpu": 8, "gpu": 10},
 )
 CLASSES = 10
 PICTURES = 4  # of each class in the grid of samples

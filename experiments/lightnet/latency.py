@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="You Only Scan Once: LightNet (arXiv 2405.21022)",
     source="Figure 2",
-    minutes={"smoke": 0.2, "cpu": 3, "gpu": 10},
+    minutes={"smoke": 0.2, "cpu": 2, "gpu": 10},
 )
 LEVELS = ("mixer", "recurrence")
 SHORTEST = 0.01  # seconds that are timed at least, in as many calls: the clock is late with threads that still run

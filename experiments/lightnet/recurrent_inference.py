@@ -6,6 +6,7 @@ parallel pass over the whole generated text, which shares no state with the deco
 from the states before the first and before the last 1,000 bytes, in turns; and of `lightnet.decoding.stream`, which
 hands out one byte after the other, in the first and in the last 1,000 of one stream. And the size of the state, beside
 that of softmax attention, whose cache holds every byte; its time per byte is measured with a cache of 1,000 and 10,000.
+Where the differences of the logits come from is told by decoding in float64 with one part of the state in float32.
 """
 
 from __future__ import annotations
@@ -131,6 +132,16 @@ CLAIMS = (
 )
 
 
+# Parts of LightNet's state by words in the paths of their leaves.
+ROUNDED = {
+    "nothing": (),
+    "everything": ("",),
+    "sum of the keys' weights": (".total",),
+    "state of the recurrence": (".recurrence.state",),
+    "MD-TPE": (".input_positions",),
+}
+
+
 class Generation(NamedTuple):
     """What was generated: bytes (n,), the logits (n, V) that each was drawn from, and states at the blocks' ends."""
 
@@ -149,6 +160,7 @@ def run(config: Config, run_dir: Path) -> Result:
     columns: dict[str, list] = {"seed": [], "drift": [], "first_us": [], "last_us": []}
     columns |= {"first_streamed_us": [], "last_streamed_us": [], "bytes": [], "bytes_at_end": []}
     curves = []
+    rounded: dict[str, list] = {"seed": [], "float32": [], "drift": []}
     for seed in config.seeds:
         model, params, prompt = _trained(config, seed, texts[seed], run_dir)
         built = model.build()
@@ -161,6 +173,10 @@ def run(config: Config, run_dir: Path) -> Result:
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value)
         curves.append(drift.reshape(-1, config.block).max(axis=1))
+        for part, difference in rounding(built, params, prompt, found).items():
+            rounded["seed"].append(seed)
+            rounded["float32"].append(part)
+            rounded["drift"].append(difference)
     blocks = config.block * np.arange(1, len(curves[0]) + 1)
     return Result(
         measured={
@@ -170,7 +186,7 @@ def run(config: Config, run_dir: Path) -> Result:
             / np.array(columns["first_streamed_us"]),
             "lightnet/R9-state-size": [columns["bytes_at_end"][0] / columns["bytes"][0]],
         },
-        tables={"decoding": columns, "softmax": _softmax(config)},
+        tables={"decoding": columns, "rounding": rounded, "softmax": _softmax(config)},
         series={"drift": {"tokens": blocks, "largest": np.stack(curves)}},
         data=data,
     )
@@ -280,6 +296,47 @@ def drifts(model: Any, params: Any, prompt: np.ndarray, found: Generation) -> np
     tokens = np.concatenate([prompt, found.tokens[:-1]])[None]
     parallel = jax.jit(model.apply)(params, tokens)
     return np.abs(np.asarray(parallel)[0, len(prompt) - 1 :] - found.logits).max(axis=1)
+
+
+def rounding(model: Any, params: Any, prompt: np.ndarray, found: Generation) -> dict[str, float]:
+    """Where drift comes from: decoding in float64, with parts of its state rounded to float32 after every token.
+
+    Args:
+        model: which generated.
+        params: its variables.
+        prompt: (p,) what it began with.
+        found: what it generated.
+
+    Returns:
+        Part of the state -> the largest difference of a logit to one pass over all tokens in float64.
+    """
+    import jax
+
+    tokens = np.concatenate([prompt, found.tokens[:-1]])[None]
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, np.float64), params)
+        expected = np.asarray(jax.jit(model.apply)(exact, tokens))[0, len(prompt) :]
+        _, state = jax.jit(partial(model.apply, method="extend"))(exact, prompt[None])
+        drift = {}
+        for part, words in ROUNDED.items():
+            logits = _decoded(model, exact, state, found.tokens[:-1], words)
+            drift[part] = float(np.abs(np.asarray(logits) - expected).max())
+    return drift
+
+
+def _decoded(model: Any, params: Any, state: Any, tokens: np.ndarray, words: tuple[str, ...]) -> Any:
+    """Logits (n, V) behind each of the tokens; leaves of the state whose path has one of the words are rounded."""
+    import jax
+
+    def rounded(path: tuple, leaf: Any) -> Any:
+        chosen = leaf.dtype == np.float64 and any(word in jax.tree_util.keystr(path) for word in words)
+        return leaf.astype(np.float32).astype(np.float64) if chosen else leaf
+
+    def one(state: Any, token: Any) -> tuple[Any, Any]:
+        logits, state = model.apply(params, token[None], state, method="step")
+        return jax.tree_util.tree_map_with_path(rounded, state), logits[0]
+
+    return jax.jit(lambda state: jax.lax.scan(one, state, jax.numpy.asarray(tokens)))(state)[1]
 
 
 def block_times(config: Config, model: Any, params: Any, starts: list[Any]) -> list[float]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="You Only Scan Once: LightNet (arXiv 2405.21022)",
     source="weakness named in review",
-    minutes={"smoke": 0.2, "cpu": 6},
+    minutes={"smoke": 0.2, "cpu": 8},
 )
 LIGHTNET, BOTH, LINEAR = "lightnet+none", "lightnet+both", "linear+none"
 

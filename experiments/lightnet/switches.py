@@ -51,6 +51,8 @@ VARIANTS: Mapping[str, Variant] = {
     "scalar decay, keys not normalised": Variant("decay", mixer_options={"decay": "scalar", "normalised": False}),
     "short convolution of 4": Variant("convolution", mixer_options={"conv_width": 4}),
     "phantom logit 0": Variant("phantom", mixer_options={"phantom_logit": 0.0}),
+    "gate after the norm": Variant("gate", mixer_options={"gate_position": "after"}),
+    "SiLU gate": Variant("gate", mixer_options={"gate_activation": "silu"}),
     "SiLU gate after the norm": Variant("gate", mixer_options={"gate_position": "after", "gate_activation": "silu"}),
     "TPE of rank 4": _tpe(4),
     "TPE of rank 16": _tpe(16),

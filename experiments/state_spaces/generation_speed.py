@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="S4 (arXiv 2111.00396), S4D, S5, Mamba (arXiv 2312.00752) and Mamba-2 (arXiv 2405.21060)",
     source="abstract of S4 (from memory)",
-    minutes={"smoke": 0.2, "cpu": 6},
+    minutes={"smoke": 0.2, "cpu": 3},
 )
 BYTES = 256
 RECURRENT = ("s4+none", "s4d+none", "s5+none", "mamba+none", "mamba2+none", "lightnet+both")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Mamba (arXiv 2312.00752)",
     source="the shape of its smallest model (speed: ours)",
-    minutes={"smoke": 0.2, "cpu": 4},
+    minutes={"smoke": 0.2, "cpu": 5},
 )
 TOLERANCE = 1e-4  # of logits, in units of the largest: both round in float32 through all layers
 FORWARD, PRODUCTS, PEER = "forward", "its matrix products", "transformers"

@@ -36,7 +36,7 @@ Columns: TypeAlias = dict[str, list]
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Theorems 4.1, 4.3 and 4.5, Figure 7",
-    minutes={"smoke": 0.1, "cpu": 1.2, "gpu": 20.0, "paper": 60.0},
+    minutes={"smoke": 0.1, "cpu": 2, "gpu": 20.0, "paper": 60.0},
     headline=True,
 )
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Figure 2",
-    minutes={"smoke": 0.5, "cpu": 4, "gpu": 10, "paper": 40},
+    minutes={"smoke": 0.5, "cpu": 5, "gpu": 10, "paper": 40},
     headline=True,
 )
 

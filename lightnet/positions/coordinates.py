@@ -32,13 +32,15 @@ def grid_coordinates(grid: tuple[int, ...], num_extra: int = 0) -> Array:
         (num_extra + product of the grid, A) int32.
 
     Raises:
-        ValueError: the grid is empty, or a size is not positive.
+        ValueError: the grid is empty, a size is not positive, or there are less than no further tokens.
 
     Example:
         >>> grid_coordinates((2, 2), num_extra=1).tolist()
         [[0, 0], [0, 0], [0, 1], [1, 0], [1, 1]]
     """
     check_grid(grid)
+    if num_extra < 0:
+        raise ValueError(f"num_extra: got {num_extra}, expected at least 0")
     places = np.indices(grid, np.int32).reshape(len(grid), math.prod(grid)).T
     return jnp.asarray(np.concatenate([np.zeros((num_extra, len(grid)), np.int32), places]))
 

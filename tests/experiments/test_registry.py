@@ -1,5 +1,7 @@
 """Result files are found without importing anything heavy, and each is held to its contract."""
 
+import json
+import re
 import subprocess
 import sys
 
@@ -16,6 +18,20 @@ def test_every_registered_result_keeps_the_contract():
         result = load_id(id)
         assert result.id == id and result.title and result.claims
         assert set(result.about.minutes) == set(result.presets)
+
+
+def test_minutes_are_the_same_in_readmes_and_about_those_of_the_stored_runs():
+    told = {}
+    for readme in registry.PACKAGE.glob("*/README.md"):
+        told |= dict(re.findall(r"`python -m experiments run (\S+)` \| ([\d.]+) \|", readme.read_text()))
+    declared = {id: load_id(id).about.minutes["cpu"] for id in discover() if "cpu" in load_id(id).presets}
+    assert {id: float(minutes) for id, minutes in told.items()} == declared
+    for id, minutes in declared.items():
+        paper, name = id.split("/")
+        stored = registry.PACKAGE / paper / "results" / name / "cpu" / "result.json"
+        if stored.exists():
+            # Most runs shared the machine with other work, so that they took longer.
+            assert minutes / 3 <= json.loads(stored.read_text())["seconds"] / 60 <= 1.6 * minutes, id
 
 
 def test_registered_results_import_nothing_heavy():

@@ -65,6 +65,27 @@ def test_diffusion_is_conditioned_on_time_and_class_row_by_row():
             given[0].init(jax.random.key(0), x, time, given[1])
 
 
+@pytest.mark.parametrize(
+    ("time", "label", "message"),
+    [
+        ([3, 70], [0, 4], "label: got the id 4, expected ids from 0 to 3"),
+        ([3, 70], [-1, 0], "label: got the id -1"),
+        ([3, 70], [1], r"label: got int32\[1\], expected integers \(2,\)"),
+        ([3, 70], [0.0, 1.0], r"label: got float32\[2\], expected integers"),
+        ([3, 70, 1], [0, 1], r"time: got shape \[3\], expected \(2,\)"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused_by_name(time, label, message):
+    model = diffusion(SMALL, (4, 6), (2, 2), num_classes=3)
+    with pytest.raises(ValueError, match=message):
+        model.init(jax.random.key(0), images(2, 4, 6, 1), jnp.array(time), jnp.array(label))
+
+
+def test_times_have_pairs_of_features():
+    with pytest.raises(ValueError, match="size: got 5, expected an even number from 2"):
+        time_features(jnp.zeros(2), size=5)
+
+
 def test_the_equations_of_a_modulated_block():
     model = DiffusionTransformer(ORDER_FREE, num_layers=1, width=8, patch=(2,), channel_mixer=Doubled)
     x, time = images(2, 6, 1), jnp.array([3, 70])

@@ -123,6 +123,8 @@ def test_padding_and_packing_of_a_masked_language_model_are_exact():
         close(result[:, places], apply(model, variables, tokens[:, places]))
     with pytest.raises(ValueError, match=r"tokens: got float32\[2, 9\], expected an integer array \(B, L\)"):
         model.init(jax.random.key(0), jnp.zeros((2, 9)))
+    with pytest.raises(ValueError, match="tokens: got the id 77"):
+        model.init(jax.random.key(0), jnp.full((2, 9), 77))
 
 
 def test_encodings_have_to_fit_the_grid():

@@ -115,4 +115,5 @@ def test_the_gpu_preset_has_the_size_that_was_asked_for():
         "linear+both": 28_325_896,
         "softmax+lrpe": 28_326_400,
         "multiplicative+both": 28_325_896,
+        "multiplicative+none": 28_326_400,
     }

@@ -35,6 +35,13 @@ def test_decoding_agrees_with_the_parallel_pass_and_a_wrong_byte_would_show(gene
 
 
 @pytest.mark.slow
+def test_nothing_drifts_in_float64_and_each_part_that_is_rounded_does(generated):
+    drift = recurrent_inference.rounding(*generated)
+    assert drift.pop("nothing") < 1e-12
+    assert min(drift.values()) > 1e-9 and max(drift.values()) < 1e-4
+
+
+@pytest.mark.slow
 def test_states_do_not_grow_and_a_cache_does(generated):
     found = generated[-1]
     sizes = {recurrent_inference.state_bytes(state) for state in found.states}

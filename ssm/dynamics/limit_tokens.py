@@ -10,6 +10,7 @@ then known to a few digits only. Where the explicit method takes too many steps 
 itself as its time and a tolerance that the rounding of such velocities allows.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -27,7 +28,8 @@ _EXPLICIT_STEPS = 600
 _LARGEST = 1e60  # coordinates that are followed
 _LAST_TIME = 1e4  # in theta: no float is so late
 _LOG_WATCHED, _LOG_BLOWN = np.log(1e5), np.log(1e10)  # r between which a blow-up is told from a transient
-_LEAST_GROWTH = 10.0  # of the configuration between them: rates grow with its square at least with its fourth power
+_LEAST_GROWTH = 10.0  # of the configuration between them, with the square of which, or the cube, rates grow
+_CLOSING = 100.0  # |S_Delta| |x| below which step sizes may still close and end an explosive growth
 
 
 class TokenFlow(NamedTuple):
@@ -72,7 +74,8 @@ def simulate_tokens(
     """Tokens of the continuous limit in any number of dimensions (arXiv 2410.03292); see the module. In float64.
 
     No theorem says when there is a blow-up. It is seen where the configuration changes 1e10 times faster than its time
-    doubles and has grown at least tenfold since that was 1e5: so its time is known to 1e-10 of itself.
+    doubles and has grown at least tenfold since that was 1e5, with tokens so large that step sizes would have closed
+    (|S_Delta| |x| > 100): so its time is known to 1e-10 of itself.
 
     Args:
         x0: tokens at t = 0, (L, D).
@@ -88,7 +91,7 @@ def simulate_tokens(
 
     Raises:
         ValueError: an argument has another shape or range than stated.
-        RuntimeError: the integration fails.
+        RuntimeError: the integration fails, as it may where large tokens hold others until times beyond 1e13 t0.
 
     Example:
         >>> import numpy as np
@@ -177,7 +180,7 @@ def followed(flow: TokenFlow, last: float) -> Iterator[tuple[Step, bool]]:
     """Steps up to a theta, to a blow-up, or to tokens too large to be followed, and whether the step is a blow-up.
 
     Args:
-        flow: the configuration, of which something moves.
+        flow: the configuration; if nothing of it moves, there is no step.
         last: theta to be reached.
 
     Yields:
@@ -192,11 +195,13 @@ def followed(flow: TokenFlow, last: float) -> Iterator[tuple[Step, bool]]:
         >>> blown, round(float(np.expm1(step.theta)), 6)  # x' = ln 2 x^3, in units of 1 / ln 2
         (True, 0.5)
     """
-    watched, theta = np.inf, 0.0
-    for step in _steps(flow) if last > 0 else ():
+    watched, theta, closing = np.inf, 0.0, np.linalg.norm(flow.s_delta, 2)
+    moves = np.isfinite(log_rate(flow.start, velocities(flow, flow.start)))
+    for step in _steps(flow) if moves and last > 0 else ():
         theta, size = step.theta, float(np.linalg.norm(step.tokens))
         watched = np.inf if step.r < _LOG_WATCHED else min(watched, size)
-        blown = bool(step.r > _LOG_BLOWN and size > _LEAST_GROWTH * watched)
+        closed = closing == 0 or closing * size > _CLOSING
+        blown = bool(step.r > _LOG_BLOWN and size > _LEAST_GROWTH * watched and closed)
         yield step, blown
         if blown or theta >= last or size > _LARGEST:
             return
@@ -236,7 +241,9 @@ def _implicit(flow: TokenFlow, before: Step) -> Iterator[Step]:
 
     solver = LSODA(moving, before.theta, before.tokens.ravel(), _LAST_TIME, rtol=_STIFF, atol=_absolute(flow))
     while True:
-        message = solver.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # LSODA's words about a failure, which the message has too
+            message = solver.step()
         if solver.status == "failed":
             raise RuntimeError(f"the integration fails at ln(1 + t / t0) = {solver.t}: {message}")
         x = solver.y.reshape(flow.start.shape)

@@ -58,6 +58,7 @@ def test_a_later_token_is_not_seen():
         assert (np.triu(hidden_attention(x, *rest)[0], 1) == 0).all()
 
 
+@pytest.mark.slow
 def test_step_sizes_that_shut_the_state_leave_finite_numbers_and_gradients():
     x, *rest = draw(scale=300.0)
     found, gradient = jax.value_and_grad(lambda tokens: hidden_attention(tokens, *rest).sum())(jnp.asarray(x))

@@ -102,6 +102,11 @@ def test_signs_stay_and_magnitudes_are_monotone(x, mu):
     np.testing.assert_array_equal(tokens[0], x)
 
 
+def test_tokens_that_hardly_move_are_monotone_to_the_last_bit():
+    tokens = simulate([-33.0, -31.0, -0.2], 1.0, 1.0, 1.0, np.geomspace(1e-6, 1e4, 400)).tokens
+    assert (np.diff(np.abs(tokens), axis=0) >= 0).all()
+
+
 def test_a_token_depends_on_those_before_it():
     times = [0.3, 1e3, 1e7]
     whole = simulate(SLOW, 1.0, 1.0, 1.0, times).tokens

@@ -60,6 +60,21 @@ def test_one_token_of_constant_step_sizes_moves_on_its_ray(sign):
         assert found.blow_up_time == pytest.approx(1 / rate, rel=1e-8)
 
 
+def test_an_explosive_growth_that_ends_is_no_blow_up():
+    """Step sizes close when tokens have reached 1e10, and everything before happens in a moment."""
+    one = simulate([-1.0, -0.3], 1.0, 1e-10, 1.0, [1.0, 1e3])
+    more = simulate_tokens([[-1.0], [-0.3]], [[1.0]], [[1e-10]], [1.0], [1.0, 1e3])
+    assert more.blow_up_time is None and np.abs(one.tokens).min() > 1e10
+    np.testing.assert_allclose(more.tokens[..., 0], one.tokens, rtol=1e-4)
+    assert simulate_tokens([[-1.0], [-0.3]], [[1.0]], [[0.0]], [1.0], [1.0, 1e3]).blow_up_time is not None
+
+
+def test_a_blow_up_where_no_step_size_feels_it():
+    """The token lies in the kernel of S_Delta."""
+    found = simulate_tokens([[1.0, 1.0]], np.eye(2), [[1.0, -1.0], [2.0, -2.0]], [1.0, 1.0], [10.0])
+    assert found.blow_up_time == pytest.approx(1 / (4 * math.log(2)), rel=1e-8)
+
+
 def test_what_does_not_move():
     x, _, s_delta, a, _ = draw()
     found = simulate_tokens(x, np.zeros((3, 3)), s_delta, a, [0.0, 1e9])

@@ -52,6 +52,13 @@ def test_a_matrix_of_rank_one_that_is_not_symmetric_is_mixed():
     assert eigenvalue_label(np.outer(u, v)) == "divergent" == eigenvalue_label(np.outer(v, u))
 
 
+def test_zero_eigenvalues_that_rounding_scatters_do_not_count():
+    """Rank one, 30 channels, and an eigenvalue a million times smaller than the matrix."""
+    turned = np.linalg.qr(np.random.default_rng(2).standard_normal((30, 30)))[0]
+    u, v = turned[0], 1e-6 * turned[0] + turned[1]
+    assert eigenvalue_label(np.outer(u, v)) == "divergent" and eigenvalue_label(-np.outer(u, v)) == "convergent"
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(("sign", "label"), [(1, "divergent"), (-1, "convergent"), (0, "mixed")])
 def test_tied_projections_are_of_one_sign_in_the_precision_they_have(dtype, sign, label):

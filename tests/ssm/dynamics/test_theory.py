@@ -65,7 +65,9 @@ def test_zeros_in_between_let_the_state_fade_further():
     assert convergence_constants([0.0, 0.0], -1.0, 1.0).tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize(("mu", "s_delta", "bias"), [(1.0, 1.0, 0.0), (0.2, 3.0, 0.0), (1.0, 0.5, 2.0)])
+@pytest.mark.parametrize(
+    ("mu", "s_delta", "bias"), [(1.0, 1.0, 0.0), (0.2, 3.0, 0.0), pytest.param(1.0, 0.5, 2.0, marks=pytest.mark.slow)]
+)
 def test_the_first_token_of_the_slow_divergence(mu, s_delta, bias):
     times = np.array([1e12, 1e20, 1e30])
     found = simulate(SLOW, mu, s_delta, 1.0, times, bias=bias).tokens

@@ -1,4 +1,4 @@
-"""Generated and embedded data shared by several papers: Markov sources, text without a download, digit images.
+"""Generated and embedded data shared by several papers: Markov sources, tasks in context, embedded text, digit images.
 
 Names are imported on first use, so that reading a text corpus does not import JAX.
 """
@@ -8,15 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiments.sources.digits import Digits, load_digits
+    from experiments.sources.dirichlet import clipped_dirichlet_source
+    from experiments.sources.in_context import InContextChains
     from experiments.sources.markov import MarkovSource
+    from experiments.sources.mixture_sequences import MixtureSequences
+    from experiments.sources.source import Source
     from experiments.sources.switching import SwitchingSource
     from experiments.sources.text import Corpus, documentation, read_folder, standard_library
+    from experiments.sources.three_state import ThreeStateSource
 
 __all__ = [
     "Corpus",
     "Digits",
+    "InContextChains",
     "MarkovSource",
+    "MixtureSequences",
+    "Source",
     "SwitchingSource",
+    "ThreeStateSource",
+    "clipped_dirichlet_source",
     "documentation",
     "load_digits",
     "read_folder",
@@ -26,8 +36,13 @@ __all__ = [
 _MODULE_OF = {
     "Corpus": "text",
     "Digits": "digits",
+    "InContextChains": "in_context",
     "MarkovSource": "markov",
+    "MixtureSequences": "mixture_sequences",
+    "Source": "source",
     "SwitchingSource": "switching",
+    "ThreeStateSource": "three_state",
+    "clipped_dirichlet_source": "dirichlet",
     "documentation": "text",
     "load_digits": "digits",
     "read_folder": "text",

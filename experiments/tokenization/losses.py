@@ -71,7 +71,7 @@ class NGram:
             raise ValueError(f"alpha: got {alpha}; expected 0 or more")
         if size**order >= 2**63:
             raise ValueError(f"order: got {order} with {size} tokens; expected size**order below 2**63")
-        ids = _checked_ids(sequences, size)
+        ids = checked_ids(sequences, size)
         return cls(size, alpha, tuple(_count(_windows(ids, length, size), size) for length in range(1, order + 1)))
 
     def log_probability(self, sequences: Iterable[ArrayLike]) -> float:
@@ -86,7 +86,7 @@ class NGram:
         Raises:
             ValueError: if an id is not in 0..d-1.
         """
-        ids = _checked_ids(sequences, self.size)
+        ids = checked_ids(sequences, self.size)
         order = len(self.counts)
         openings = [_keys([s[:length] for s in ids if len(s) >= length], self.size) for length in range(1, order)]
         return sum(map(self._score, self.counts, [*openings, _windows(ids, order, self.size)]))
@@ -154,7 +154,23 @@ def plug_in_loss(ids: Sequence[ArrayLike], *, size: int, order: int, symbols: in
     return held_out_loss(ids, ids, size=size, order=order, alpha=0.0, symbols=symbols)
 
 
-def _checked_ids(sequences: Iterable[ArrayLike], size: int) -> list[NDArray[np.int64]]:
+def checked_ids(sequences: Iterable[ArrayLike], size: int) -> list[NDArray[np.int64]]:
+    """Token ids as 1-D arrays.
+
+    Args:
+        sequences: 1-D integers, one array per sequence.
+        size: dictionary size d.
+
+    Returns:
+        The arrays.
+
+    Raises:
+        ValueError: if a sequence is not 1-D integers, or an id is not in 0..d-1.
+
+    Example:
+        >>> [ids.tolist() for ids in checked_ids([[0, 2], []], 3)]
+        [[0, 2], []]
+    """
     ids = [as_sequence(sequence, "sequences") for sequence in sequences]
     for sequence in ids:
         if sequence.size and not 0 <= sequence.min() <= sequence.max() < size:

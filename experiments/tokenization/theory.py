@@ -11,14 +11,59 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from experiments.sources.markov import MarkovSource
-from experiments.sources.switching import SwitchingSource
+from experiments.sources.source import Source
 
 CONSTANT = 0.99
-"""The paper's constant in theorems 4.1 and 4.5; any value below 1 does."""
+"""The paper's constant in theorems 4.1 and 4.5 and in conjecture 1; any value below 1 does."""
 
 
-def smallest_transition(source: MarkovSource | SwitchingSource) -> float:
+def theorem_2_1_ratio(source: Source) -> float:
+    """How many times the least loss of any model every unigram over characters has at least: H(pi) / H_inf.
+
+    min_Q L_m(Q) = H_m, and L_m(Q) >= m H(pi) for every unigram Q over characters, the cross-entropy of pi and Q being
+    at least the entropy of pi. The ratio is unbounded over sources: h(delta) may be as small as one likes.
+
+    Args:
+        source: stationary, with H_inf > 0.
+
+    Returns:
+        The ratio in the limit of long texts, at least 1.
+
+    Raises:
+        ValueError: if the source is deterministic.
+
+    Example:
+        >>> from experiments.sources import SwitchingSource
+        >>> round(theorem_2_1_ratio(SwitchingSource(2, 0.8, 0.8)), 4)
+        1.3852
+    """
+    return source.unigram_entropy() / _positive_entropy_rate(source)
+
+
+def oracle_loss(source: Source, length: int) -> float:
+    """Least loss of any model on stationary texts of m symbols: H_m / m = H_inf + (H_k - k H_inf) / m for m >= k.
+
+    Args:
+        source: stationary.
+        length: m, 1 or more.
+
+    Returns:
+        Nats per source symbol.
+
+    Raises:
+        ValueError: if m < 1.
+
+    Example:
+        >>> from experiments.sources import SwitchingSource
+        >>> round(oracle_loss(SwitchingSource(2, 0.8, 0.8), 512), 6)
+        0.501155
+    """
+    if length < 1:
+        raise ValueError(f"length: got {length}; expected 1 or more")
+    return source.block_entropy(length) / length
+
+
+def smallest_transition(source: Source) -> float:
     """delta of assumption 4.2: the smallest entry of the kernel.
 
     Args:
@@ -28,13 +73,14 @@ def smallest_transition(source: MarkovSource | SwitchingSource) -> float:
         delta in [0, 1 / A].
 
     Example:
+        >>> from experiments.sources import SwitchingSource
         >>> round(smallest_transition(SwitchingSource(1, 0.8, 0.8)), 6)
         0.2
     """
     return float(source.kernel.min())
 
 
-def theorem_4_1_bound(source: MarkovSource | SwitchingSource, size: float) -> float:
+def theorem_4_1_bound(source: Source, size: float) -> float:
     """Loss that some tokenizer with at most d tokens reaches with the best unigram.
 
     L <= H_inf / (1 - eps),  eps = log(1 / delta) / (0.99 log d)
@@ -50,6 +96,7 @@ def theorem_4_1_bound(source: MarkovSource | SwitchingSource, size: float) -> fl
         ValueError: if the source is not of that kind, d < 2, or eps >= 1 (the dictionary is too small for the theorem).
 
     Example:
+        >>> from experiments.sources import SwitchingSource
         >>> round(theorem_4_1_bound(SwitchingSource(1, 0.8, 0.8), 500), 4)
         0.6777
     """
@@ -58,7 +105,32 @@ def theorem_4_1_bound(source: MarkovSource | SwitchingSource, size: float) -> fl
     return _reduction_bound(source, CONSTANT * math.log(size), f"size: got {size}")
 
 
-def theorem_4_3_bound(source: MarkovSource | SwitchingSource, cross_entropy: float) -> float:
+def theorem_4_1_size(source: Source, factor: float) -> float:
+    """Dictionary size from which on theorem 4.1 promises a loss of at most `factor` times the entropy rate.
+
+    1 / (1 - eps) = f  <=>  d = (1 / delta)^(f / (0.99 (f - 1))): about 1 / delta^2 for f = 2.
+
+    Args:
+        source: as in `theorem_4_1_bound`.
+        factor: f, above 1.
+
+    Returns:
+        d, not rounded.
+
+    Raises:
+        ValueError: if the source is not of that kind, or f <= 1.
+
+    Example:
+        >>> from experiments.sources import SwitchingSource
+        >>> round(theorem_4_1_size(SwitchingSource(1, 0.1, 0.1), 2))
+        105
+    """
+    if not factor > 1:
+        raise ValueError(f"factor: got {factor}; expected a number above 1")
+    return checked_delta(source) ** (-factor / (CONSTANT * (factor - 1)))
+
+
+def theorem_4_3_bound(source: Source, cross_entropy: float) -> float:
     """Loss of the best unigram over greedy tokens, given how improbable the tokens in use are.
 
     H(Q_MLE, P) >= log(1 / delta) / eps with eps < 1 implies L <= H_inf / (1 - eps); the best eps is taken.
@@ -74,13 +146,14 @@ def theorem_4_3_bound(source: MarkovSource | SwitchingSource, cross_entropy: flo
         ValueError: if the source is not of that kind, or H(Q_MLE, P) <= log(1 / delta) (then eps >= 1).
 
     Example:
+        >>> from experiments.sources import SwitchingSource
         >>> round(theorem_4_3_bound(SwitchingSource(1, 0.8, 0.8), 3.3), 3)
         0.977
     """
     return _reduction_bound(source, cross_entropy, f"cross_entropy: got {cross_entropy:.4g}")
 
 
-def theorem_4_5_bound(source: MarkovSource | SwitchingSource, size: int, training_symbols: float) -> float:
+def theorem_4_5_bound(source: Source, size: int, training_symbols: float) -> float:
     """Loss that LZW with the greedy encoder reaches with high probability; the formula of theorem 4.1.
 
     Args:
@@ -95,6 +168,7 @@ def theorem_4_5_bound(source: MarkovSource | SwitchingSource, size: int, trainin
         ValueError: as `theorem_4_1_bound`, or if the training text is longer than d.
 
     Example:
+        >>> from experiments.sources import SwitchingSource
         >>> round(theorem_4_5_bound(SwitchingSource(1, 0.1, 0.1), 200, training_symbols=200), 3)
         0.579
     """
@@ -103,7 +177,7 @@ def theorem_4_5_bound(source: MarkovSource | SwitchingSource, size: int, trainin
     return theorem_4_1_bound(source, size)
 
 
-def block_loss(source: MarkovSource | SwitchingSource, block: int) -> float:
+def block_loss(source: Source, block: int) -> float:
     """Loss of the best unigram over blocks of r symbols: L = H_r / r (equation 2 for order 1).
 
     Args:
@@ -117,6 +191,7 @@ def block_loss(source: MarkovSource | SwitchingSource, block: int) -> float:
         ValueError: if r < 1.
 
     Example:
+        >>> from experiments.sources import SwitchingSource
         >>> round(block_loss(SwitchingSource(2, 0.8, 0.8), 3), 4)
         0.6289
     """
@@ -125,7 +200,66 @@ def block_loss(source: MarkovSource | SwitchingSource, block: int) -> float:
     return source.block_entropy(block) / block
 
 
-def log_probability(source: MarkovSource | SwitchingSource, symbols: ArrayLike) -> NDArray[np.float64]:
+def block_length(source: Source, factor: float) -> int:
+    """Shortest blocks whose loss is at most `factor` times the entropy rate (equation 2).
+
+    H_inf (1 - 1/r) + H(pi) / r <= f H_inf  <=>  r >= (H(pi) / H_inf - 1) / (f - 1)
+
+    The dictionary has A^r tokens: for f = 2 and slow switching about exp(1 / (delta log(1 / delta))), while LZW needs
+    1 / delta^2 (theorem 4.1).
+
+    Args:
+        source: of order 0 or 1, with H_inf > 0.
+        factor: f, above 1.
+
+    Returns:
+        r, 1 or more.
+
+    Raises:
+        ValueError: if the source is not of that kind, or f <= 1.
+
+    Example:
+        >>> from experiments.sources import SwitchingSource
+        >>> block_length(SwitchingSource(1, 0.05, 0.05), 1.5)
+        5
+    """
+    if not factor > 1:
+        raise ValueError(f"factor: got {factor}; expected a number above 1")
+    _check_order(source)
+    # A quotient that is whole but for rounding is not rounded up.
+    return max(1, math.ceil((theorem_2_1_ratio(source) - 1) / (factor - 1) - 1e-12))
+
+
+def conjecture_1_bound(source: Source, size: float) -> float:
+    """What the paper conjectures instead of theorem 4.1 where transition probabilities may be 0.
+
+    L <= H_inf / (1 - eps),  eps = log(H(pi) / H_inf) / (0.99 log d)
+
+    Args:
+        source: of order 0 or 1, ergodic, with H_inf > 0.
+        size: d.
+
+    Returns:
+        The conjectured bound.
+
+    Raises:
+        ValueError: if the source is not of that kind, d < 2, or eps >= 1.
+
+    Example:
+        >>> from experiments.sources import ThreeStateSource
+        >>> round(conjecture_1_bound(ThreeStateSource(0.1), 500), 4)
+        0.4347
+    """
+    if size < 2:
+        raise ValueError(f"size: got {size}; expected 2 or more")
+    _check_order(source)
+    epsilon = math.log(theorem_2_1_ratio(source)) / (CONSTANT * math.log(size))
+    if epsilon >= 1:
+        raise ValueError(f"size: got {size}, so eps = {epsilon:.3g}; expected eps = log(H(pi)/H_inf) / (...) below 1")
+    return source.entropy_rate() / (1 - epsilon)
+
+
+def log_probability(source: Source, symbols: ArrayLike) -> NDArray[np.float64]:
     """log P(s) of strings in the middle of a stationary text: P(s) = sum_a pi(a) P(s | a).
 
     Args:
@@ -139,6 +273,7 @@ def log_probability(source: MarkovSource | SwitchingSource, symbols: ArrayLike) 
         ValueError: if a symbol is outside the alphabet.
 
     Example:
+        >>> from experiments.sources import SwitchingSource
         >>> source = SwitchingSource(1, 0.8, 0.8)
         >>> np.exp(log_probability(source, [[0, 1], [0, 0]])).round(3).tolist()
         [0.4, 0.1]
@@ -158,9 +293,7 @@ def log_probability(source: MarkovSource | SwitchingSource, symbols: ArrayLike) 
     return total
 
 
-def token_cross_entropy(
-    frequencies: NDArray[np.float64], vocabulary: Sequence[Sequence[int]], source: MarkovSource | SwitchingSource
-) -> float:
+def token_cross_entropy(frequencies: NDArray[np.float64], vocabulary: Sequence[Sequence[int]], source: Source) -> float:
     """H(Q_MLE, P) = E_{t ~ Q_MLE} log 1 / P(t) in nats per token: large when the tokens in use are long or rare.
 
     Args:
@@ -172,6 +305,7 @@ def token_cross_entropy(
         Nats per token.
 
     Example:
+        >>> from experiments.sources import SwitchingSource
         >>> round(token_cross_entropy(np.array([0.5, 0.5]), [(0,), (1,)], SwitchingSource(1, 0.8, 0.8)), 6)
         0.693147
     """
@@ -179,14 +313,46 @@ def token_cross_entropy(
     return -float(sum(frequencies[i] * log_probability(source, vocabulary[i]) for i in used))
 
 
-def _reduction_bound(source: MarkovSource | SwitchingSource, information: float, given: str) -> float:
+def _reduction_bound(source: Source, information: float, given: str) -> float:
     """H_inf / (1 - eps) with eps = log(1 / delta) / information."""
-    if source.order > 1:
-        raise ValueError(f"source: got order {source.order}; expected order 0 or 1, of which the theorem speaks")
-    delta = smallest_transition(source)
-    if not 0 < delta < 1:
-        raise ValueError(f"source: got delta = {delta}; expected transition probabilities strictly between 0 and 1")
+    delta = checked_delta(source)
     epsilon = math.log(1 / delta) / information if information > 0 else math.inf
     if epsilon >= 1:
         raise ValueError(f"{given}, so eps = {epsilon:.3g}; expected eps = log(1/delta) / (...) below 1")
     return source.entropy_rate() / (1 - epsilon)
+
+
+def checked_delta(source: Source) -> float:
+    """delta of a source that the theorems speak of: order 0 or 1, all transition probabilities in (0, 1).
+
+    Args:
+        source: any source.
+
+    Returns:
+        delta.
+
+    Raises:
+        ValueError: if the source is not of that kind.
+
+    Example:
+        >>> from experiments.sources import SwitchingSource
+        >>> checked_delta(SwitchingSource(1, 0.1, 0.3))
+        0.1
+    """
+    _check_order(source)
+    delta = smallest_transition(source)
+    if not 0 < delta < 1:
+        raise ValueError(f"source: got delta = {delta}; expected transition probabilities strictly between 0 and 1")
+    return delta
+
+
+def _check_order(source: Source) -> None:
+    if source.order > 1:
+        raise ValueError(f"source: got order {source.order}; expected order 0 or 1, of which the theorem speaks")
+
+
+def _positive_entropy_rate(source: Source) -> float:
+    rate = source.entropy_rate()
+    if not rate > 0:
+        raise ValueError(f"source: got entropy rate {rate}; expected one above 0")
+    return rate

@@ -117,6 +117,22 @@ def test_no_tokenizer_beats_the_source(texts: tuple) -> None:
             assert redundancy.mean() > -3 * error, (type(tokenizer), order)
 
 
+def test_tokens_score_a_part_of_all_strings(texts: tuple) -> None:
+    """Q o enc scores a string by its one encoding, and not by others that decode to it: over all strings with the same
+    number of tokens the scores sum to at most 1. The score of a string is the product of those of its tokens."""
+    _, (train, _, _) = texts
+    strings = np.stack(np.meshgrid(*[np.arange(2)] * 8, indexing="ij"), -1).reshape(-1, 8)
+    for tokenizer in tokenizers(train):
+        ids = tokenizer.encode_batch(strings)
+        counts = np.array([len(row) for row in ids])
+        for order in (1, 2):
+            model = NGram.fit(tokenizer.encode_batch(train[:3]), len(tokenizer), order, 0.5)
+            scores = np.array([model.log_probability([row]) for row in ids])
+            assert all(np.exp(scores[counts == count]).sum() <= 1 + 1e-9 for count in set(counts.tolist()))
+            begins = [model.log_probability([ids[37][:i]]) for i in range(len(ids[37]) + 1)]
+            assert math.isclose(np.diff(begins).sum(), scores[37], rel_tol=1e-9)
+
+
 def test_held_out_bigram_is_not_worse_than_unigram(texts: tuple) -> None:
     _, (train, fit, test) = texts
     for tokenizer in tokenizers(train):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Demystifying the Token Dynamics of Deep Selective State Space Models (arXiv 2410.03292)",
     source="the continuous limit in depth",
-    minutes={"smoke": 0.2, "cpu": 0.5},
+    minutes={"smoke": 0.2, "cpu": 0.1},
 )
 
 WITHIN_A_STEP = 100  # times at which the growth of the tokens is looked at

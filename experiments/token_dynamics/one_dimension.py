@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Demystifying the Token Dynamics of Deep Selective State Space Models (arXiv 2410.03292)",
     source="Table 1 and the one-dimensional figures, as far as its abstract and summaries tell them",
-    minutes={"smoke": 0.2, "cpu": 1},
+    minutes={"smoke": 0.2, "cpu": 0.4},
     headline=True,
 )
 NAMED = (-0.5, -0.3, 0.6, -0.4, 0.2)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Demystifying the Token Dynamics of Deep Selective State Space Models (arXiv 2410.03292)",
     source="ImageNet table (a small analogue), refinement 2",
-    minutes={"smoke": 0.3, "cpu": 20, "gpu": 20},
+    minutes={"smoke": 0.3, "cpu": 15, "gpu": 20},
 )
 NONE, RELEASED, MENDED, RANDOM = "none", "released", "mended", "random"
 _BACK_AND_FORTH = {"permute_gate": True, "unsort": True}

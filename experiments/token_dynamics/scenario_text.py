@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Demystifying the Token Dynamics of Deep Selective State Space Models (arXiv 2410.03292)",
     source="WikiText-103 table (a small analogue), refinement 1",
-    minutes={"smoke": 0.3, "cpu": 16, "gpu": 30},
+    minutes={"smoke": 0.3, "cpu": 12, "gpu": 30},
 )
 COMPARED = ("free", "positive", "mixed", "negative")
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Demystifying the Token Dynamics of Deep Selective State Space Models (arXiv 2410.03292)",
     source="abstract; statistics of trained models (ours)",
-    minutes={"smoke": 0.3, "cpu": 3, "gpu": 20},
+    minutes={"smoke": 0.3, "cpu": 1.2, "gpu": 20},
 )
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Demystifying the Token Dynamics of Deep Selective State Space Models (arXiv 2410.03292)",
     source="Figure 6 and the conjecture on higher dimension",
-    minutes={"smoke": 0.1, "cpu": 3},
+    minutes={"smoke": 0.1, "cpu": 1},
 )
 CELLS = {"two positive": (1.0, 0.5), "one positive": (1.0, -0.5), "two negative": (-1.0, -0.5)}
 KINDS = ("symmetric", "non-symmetric")

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Demystifying the Token Dynamics of Deep Selective State Space Models (arXiv 2410.03292)",
     source="abstract",
-    minutes={"smoke": 0.3, "cpu": 4},
+    minutes={"smoke": 0.3, "cpu": 3},
 )
 MODELS: dict[str, dict[str, Any]] = {"free": {}, "positive": {"scenario": "positive"}}
 PREDICTORS = ("rate", "size of rate", "importance", "norm", "position")

@@ -28,8 +28,17 @@ def execute(source: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def told(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """The source of each cell, and what it prints of stored claims: nothing else is the same on every machine."""
+    found = []
+    for cell in notebook.cells:
+        outputs = cell.get("outputs", []) if "claims_table" in cell.source else []
+        found.append((cell.source, "".join(output.get("text", "") for output in outputs)))
+    return found
+
+
 def main() -> int:
-    """Execute all; exit status 1 if one fails, 0 otherwise."""
+    """Execute all; exit status 1 if one fails or is not what is stored, 0 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--write", action="store_true", help="store the executed notebooks beside their .py files")
     options = parser.parse_args()
@@ -40,8 +49,14 @@ def main() -> int:
         except CellExecutionError as error:
             print(f"{error}\nerror: notebooks/{source.name} fails: {error.ename}: {error.evalue}", file=sys.stderr)
             return 1
+        stored = source.with_suffix(".ipynb")
         if options.write:
-            nbformat.write(notebook, source.with_suffix(".ipynb"))
+            nbformat.write(notebook, stored)
+        elif not stored.exists() or told(nbformat.read(stored, as_version=4)) != told(notebook):
+            print(
+                f"error: notebooks/{stored.name} is not what {source.name} gives now: make notebooks", file=sys.stderr
+            )
+            return 1
         print(f"notebooks/{source.name}: ok in {time.monotonic() - start:.0f} s", flush=True)
     return 0
 

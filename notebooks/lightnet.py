@@ -30,6 +30,7 @@ from experiments.lightnet import (
     receptive_field,
     recurrent_inference,
     saturation,
+    seqpe,
     three_dimensions,
     training_speed,
 )
@@ -71,6 +72,16 @@ classification.plot(digits)
 
 # %%
 print(plain_text.claims_table(digits.claims))
+
+# %% [markdown]
+# SeqPE in that table is without its two auxiliary losses. They put positions that no image has in order.
+
+# %%
+positions = results.load("lightnet/seqpe")
+seqpe.plot(positions)
+
+# %%
+print(plain_text.claims_table(positions.claims))
 
 # %% [markdown]
 # The same in three dimensions, on a task that a bag of voxels cannot solve. MD-LRPE alone is even in every axis and

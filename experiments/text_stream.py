@@ -102,7 +102,7 @@ class Vocabulary:
         else:
             ids = _tokenizer(self.tokenizer).encode(data.decode("utf-8", "replace")).ids
         if wrong := [token for token in ids if token >= self.vocab_size]:
-            raise UserError(f"the prompt has the token {wrong[0]}, and the model only those below {self.vocab_size}")
+            raise UserError(f"the text has the token {wrong[0]}, and the model only those below {self.vocab_size}")
         return ids
 
     def decoder(self) -> Decoder:

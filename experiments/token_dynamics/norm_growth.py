@@ -6,6 +6,10 @@ with all of them, without each of the first three, and without all four, which l
 projections. What is measured is the mean over tokens of ln|x_i| - ln|x_0|, x_0 being the embedded token and x_i the
 residual stream behind block i, of the trained model and of its initial values, on held-out text.
 
+Growth by itself does not tell scenarios apart: the stream of a model that nothing is known of grows too. So there are
+whole models with a positive input-output matrix, the divergent scenario, and with a negative one, the convergent; the
+former should grow more if the scenario is what makes them grow.
+
 Without the convolution there is no SiLU behind it either, and without norms there is none before the logits. Gradients
 are clipped, updates that are not finite are skipped and counted, and every model has the same recipe, that of the whole
 model: a part's absence may cost more at this recipe than at one of its own. Rows of 64 bytes; the losses are in the
@@ -37,17 +41,19 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Demystifying the Token Dynamics of Deep Selective State Space Models (arXiv 2410.03292)",
     source="analysis of trained models (ours)",
-    minutes={"smoke": 0.5, "cpu": 5},
+    minutes={"smoke": 0.5, "cpu": 6},
 )
 WHOLE, BARE = "whole", "bare"
-VARIANTS: dict[str, dict[str, bool]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     WHOLE: {},
+    "positive": {"scenario": "positive"},
+    "negative": {"scenario": "negative"},
     "no convolution": {"convolution": False},
     "no gate": {"gate": False},
     "no norm": {"norm": False},
     BARE: {"convolution": False, "gate": False, "norm": False, "skip": False},
 }
-COLOURS = ("black", "#0072B2", "#009E73", "#E69F00", "#D55E00")
+COLOURS = ("black", "#CC79A7", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00")
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,13 @@ CLAIMS = (
     Claim(
         "token_dynamics/norm-growth-bare",
         "trained model without convolution, gate, norms and skip: mean over tokens of ln|x_n| - ln|x_0|",
+        "above",
+        0.0,
+        kind="ours",
+    ),
+    Claim(
+        "token_dynamics/norm-growth-scenario",
+        "mean over tokens of ln|x_n| - ln|x_0| of trained positive models minus that of negative ones",
         "above",
         0.0,
         kind="ours",
@@ -177,7 +190,11 @@ def grown(config: Config, rows: Mapping[str, list], variant: str) -> np.ndarray:
 def _measured(config: Config, rows: Mapping[str, list]) -> dict[str, Any]:
     """The claims of those variants that are there."""
     claimed = {WHOLE: "token_dynamics/norm-growth-with-depth", BARE: "token_dynamics/norm-growth-bare"}
-    return {id: grown(config, rows, name) for name, id in claimed.items() if name in config.variants}
+    found = {id: grown(config, rows, name) for name, id in claimed.items() if name in config.variants}
+    if {"positive", "negative"} <= set(config.variants):
+        growth = [grown(config, rows, name) for name in ("positive", "negative")]
+        found["token_dynamics/norm-growth-scenario"] = growth[0] - growth[1]
+    return found
 
 
 def plot(result: StoredResult) -> Figure:

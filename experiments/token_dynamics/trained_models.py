@@ -37,6 +37,12 @@ ABOUT = About(
 )
 
 
+SPECTRAL: tuple[str, ...] = (
+    *("scenario", "label", "positive", "negative", "complex", "positive real part"),
+    *("largest eigenvalue", "smallest real part", "largest real part", "trace", "definiteness"),
+)
+
+
 @dataclass(frozen=True)
 class Config(results.Config):
     """The text, the models and their training. A seed decides initial values, order and held-out documents."""
@@ -173,11 +179,31 @@ def in_numbers(analysis: Analysis) -> dict[str, list]:
 
 
 def _of_spectrum(spectrum: Any) -> dict[str, Any]:
-    names = ("scenario", "label", "positive", "negative", "complex", "positive real part", "largest eigenvalue")
     if spectrum is None:
-        return dict.fromkeys(names, "")
-    values = (spectrum.scenario, spectrum.label, *spectrum.inertia, *shares(spectrum.eigenvalues))
-    return dict(zip(names, (*values, float(np.abs(spectrum.eigenvalues).max())), strict=True))
+        return dict.fromkeys(SPECTRAL, "")
+    real = np.real(spectrum.eigenvalues)
+    ends = (float(np.abs(spectrum.eigenvalues).max()), float(real.min()), float(real.max()), float(real.sum()))
+    counts = (*spectrum.inertia, *shares(spectrum.eigenvalues))
+    values = (spectrum.scenario, spectrum.label, *counts, *ends, definiteness(spectrum.symmetric))
+    return dict(zip(SPECTRAL, values, strict=True))
+
+
+def definiteness(eigenvalues: np.ndarray) -> float:
+    """How much of a symmetric matrix is positive: the sum of its positive eigenvalues over that of all absolute values.
+
+    The signs of a layer's eigenvalues cannot change, since there are always as many of either; their sizes can.
+
+    Args:
+        eigenvalues: of the matrix, not all 0.
+
+    Returns:
+        From 0, negative semi-definite, to 1, positive semi-definite.
+
+    Example:
+        >>> definiteness(np.array([3.0, -1.0]))
+        0.75
+    """
+    return float(np.maximum(eigenvalues, 0).sum() / np.abs(eigenvalues).sum())
 
 
 def shares(eigenvalues: np.ndarray) -> tuple[float, float]:

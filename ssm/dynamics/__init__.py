@@ -6,7 +6,7 @@
 | its limit in depth | `simulate` (one dimension), `simulate_tokens` (any) |
 | one dimension in closed form | `regime`, `blow_up_bound`, `blow_up_law`, `convergence_constants`, `slow_first_token` |
 | more dimensions | `scenario`, `projection_scenario`, `eigenvalue_label`, `inertia`, `spectrum`, `symmetric_spectrum` |
-| the layers of a model | `analyse`, of `projections`, `layer_spectrum`, `activations`, `growth_rates`, `importance` |
+| layers of a model | `analyse`, `projections`, `layer_spectrum`, `activations`, `growth_rates`, `layer_attention` |
 
 The full text of the paper was not available: what is claimed is from its abstract and from summaries, theorem numbers
 are not known, and what is derived here is marked as ours. Names are imported on first use.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         analyse,
         growth_rates,
         importance,
+        layer_attention,
         layer_spectrum,
         projections,
     )
@@ -51,6 +52,7 @@ _MODULE_OF = {
     "growth_rates": "analysis",
     "hidden_attention": "layer",
     "importance": "analysis",
+    "layer_attention": "analysis",
     "inertia": "scenarios",
     "input_output_matrix": "layer",
     "layer_spectrum": "analysis",
@@ -81,6 +83,7 @@ __all__ = [
     "importance",
     "inertia",
     "input_output_matrix",
+    "layer_attention",
     "layer_spectrum",
     "projection_scenario",
     "projections",

@@ -238,6 +238,38 @@ def growth_rates(layer: LayerActivations) -> Array:
     return (layer.tokens * y).sum(axis=-1) / jnp.where(square > 0, square, 1)
 
 
+def layer_attention(layer: LayerActivations, channel: int) -> Array:
+    """The hidden attention of a channel d of a layer of Mamba, with which its recurrence gives y_l = sum_j P_lj x_jd.
+
+    P_lj = sum_n C_ln exp(A_dn sum_{k = j+1..l} step_kd) step_jd B_jn for j <= l (Ali et al., arXiv 2403.01590); with a
+    scalar A it is `ssm.dynamics.hidden_attention`.
+
+    Args:
+        layer: of a model of Mamba.
+        channel: d.
+
+    Returns:
+        (B, L, L), 0 above the diagonal.
+
+    Raises:
+        ValueError: the layer is one of Mamba-2.
+
+    Example:
+        >>> one = jnp.ones((1, 2, 1))
+        >>> layer = LayerActivations(one, one, one[0], tokens=one, A=-jnp.ones((1, 1)), B=2 * one, C=3 * one)
+        >>> [f"{weight:.4f}" for weight in layer_attention(layer, 0)[0, 1]]  # 6 / e and 6
+        ['2.2073', '6.0000']
+    """
+    if layer.A is None or layer.B is None or layer.C is None:
+        raise ValueError("layer: got one of Mamba-2, expected one of Mamba")
+    steps = layer.steps[..., channel]
+    passed = jnp.cumsum(steps, axis=1)
+    between = jnp.maximum(passed[:, :, None] - passed[:, None, :], 0)  # it would overflow where j is later
+    decay = jnp.exp(between[..., None] * layer.A[channel][None, None, None])
+    weights = decay * layer.C[:, :, None] * (steps[..., None] * layer.B)[:, None]
+    return jnp.tril(weights.sum(axis=-1))
+
+
 def importance(layer: LayerActivations) -> Array:
     """The mean of S_Delta x over channels, the importance by which refinement 2 reorders with the same weight for each.
 

@@ -77,19 +77,7 @@ def contributions(
     plain, variables = model.clone(backbone=model.backbone.clone(remat="none")), nn.meta.unbox(variables)
 
     def probed(probes: list[Array] | None) -> tuple[Array, tuple[list[Array], list[Array]]]:
-        inputs: list[Array] = []
-        outputs: list[Array] = []
-
-        def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            output = call(*args, **kwargs)
-            if context.method_name != "__call__" or context.module.name != name:
-                return output
-            inputs.append(at_least_float32(args[0]))
-            outputs.append(output)
-            return output if probes is None else output + probes[len(outputs) - 1].astype(output.dtype)
-
-        with nn.intercept_methods(record):
-            logits: Any = plain.apply(variables, jnp.asarray(tokens))
+        logits, inputs, outputs = _with_probes(plain, variables, tokens, name, probes)
         return loss(logits), (inputs, outputs)
 
     _, (_, shapes) = jax.eval_shape(lambda: probed(None))
@@ -99,6 +87,26 @@ def contributions(
     cotangents, (inputs, _) = jax.grad(probed, has_aux=True)(zeros)
     pairs = zip(inputs, cotangents, strict=True)
     return tuple(Contribution(i, g.reshape(*tokens.shape, -1)) for i, g in pairs)
+
+
+def _with_probes(
+    model: CausalLM, variables: Any, tokens: Array | np.ndarray, name: str, probes: list[Array] | None
+) -> tuple[Any, list[Array], list[Array]]:
+    """Logits, and inputs and outputs of the matrix in every layer, to whose outputs the probes are added."""
+    inputs: list[Array] = []
+    outputs: list[Array] = []
+
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        if context.method_name != "__call__" or context.module.name != name:
+            return output
+        inputs.append(at_least_float32(args[0]))
+        outputs.append(output)
+        return output if probes is None else output + probes[len(outputs) - 1].astype(output.dtype)
+
+    with nn.intercept_methods(record):
+        logits = model.apply(variables, jnp.asarray(tokens))
+    return logits, inputs, outputs
 
 
 def shares(norms: Array) -> Array:

@@ -231,7 +231,7 @@ def test_text_of_bytes_comes_as_soon_as_it_is_certain():
     streamed = "".join(decoder.push(token) for token in random) + decoder.finish()
     assert streamed == bytes(token for token in random if token < 256).decode(errors="replace")
     assert language_model.encode("\udcff") == [255]
-    with pytest.raises(UserError, match="the prompt has the token 102, and the model only those below 7"):
+    with pytest.raises(UserError, match="the text has the token 102, and the model only those below 7"):
         SMALL.encode("f")
 
 

@@ -13,16 +13,19 @@ SMOKE = norm_growth.PRESETS["smoke"]
 
 def test_claims_are_of_the_trained_models_and_the_whole_depth():
     rows = {"variant": [], "seed": [], "updates": [], "depth": [], "growth": []}
-    for number, name in enumerate((WHOLE, "no gate", BARE)):
+    variants = (WHOLE, "no gate", BARE, "positive", "negative")
+    for number, name in enumerate(variants):
         for seed in (3, 5):
             for step in (0, 10):
                 for depth in range(3):
-                    norm_growth._append(rows, name, seed, step, depth, 1000 * number + 100 * seed + step + depth)
-    config = replace(SMOKE, seeds=(3, 5), variants=(WHOLE, "no gate", BARE))
+                    value = 1000 * number + 100 * seed * (1 + (name == "negative")) + step + depth
+                    norm_growth._append(rows, name, seed, step, depth, value)
+    config = replace(SMOKE, seeds=(3, 5), variants=variants)
     measured = norm_growth._measured(config, rows)
     assert {id: values.tolist() for id, values in measured.items()} == {
         "token_dynamics/norm-growth-with-depth": [312, 512],
         "token_dynamics/norm-growth-bare": [2312, 2512],
+        "token_dynamics/norm-growth-scenario": [-1300, -1500],
     }
     assert set(measured) == {claim.id for claim in norm_growth.CLAIMS}
     assert norm_growth._measured(replace(config, variants=("no gate",)), rows) == {}

@@ -26,7 +26,7 @@ def config(tmp_path, monkeypatch):
     return replace(PAPER, text_dir=str(tmp_path / "text"), tokenizer=str(tokenizer))
 
 
-def test_the_recipe_is_the_published_one():
+def test_the_recipe_is_the_published_one_but_that_the_rate_falls_to_zero():
     train, optimizer = PAPER.train, PAPER.train.optimizer
     assert (train.steps, train.batch_size, PAPER.length, VOCABULARY) == (22_500, 128, 1024, 50_264)
     assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.999, 0.25, 1.0)

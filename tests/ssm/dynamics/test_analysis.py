@@ -83,6 +83,12 @@ def test_activations_are_what_the_layers_compute_with():
             np.testing.assert_allclose(layer.update, np.linalg.norm(added, axis=-1), rtol=1e-9)
             rates = (x * y).sum(axis=-1) / np.square(x).sum(axis=-1)
             np.testing.assert_allclose(analysis.growth_rates(layer), rates, rtol=1e-9, atol=1e-12)
+            for channel in (0, 7):
+                attention = np.asarray(analysis.layer_attention(layer, channel))
+                assert not np.triu(attention, 1).any()
+                np.testing.assert_allclose(
+                    np.einsum("blj,bj->bl", attention, x[..., channel]), y[..., channel], rtol=1e-9, atol=1e-12
+                )
 
 
 def _rows(layer):

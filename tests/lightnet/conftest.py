@@ -1,7 +1,7 @@
 """Most of the time of the tests of models and recurrences is compilation, so only a few are quick.
 
 Of each file the first tests are, each with its first set of parameters; all others are slow. Of a slow test CI runs
-the first cases.
+the first case.
 """
 
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-FOLDER, QUICK, CASES = Path(__file__).parent, 4, 2
+FOLDER, QUICK, CASES = Path(__file__).parent, 3, 1
 ABOUT_VALUES = ("test_recurrence.py", "test_additive_identities.py")  # of the scan core
 
 

@@ -128,6 +128,7 @@ def test_figure(tiny: tuple[results.Result, Path]) -> None:
     assert not any("Theorem 4.5" in texts for texts in labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["gpu", "paper"])
 def test_larger_presets_run_at_reduced_size(preset: str, tmp_path: Path) -> None:
     """The published setting reads folders of text files; its largest sizes are cut to what the fake text can give."""

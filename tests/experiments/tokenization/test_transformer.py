@@ -21,6 +21,7 @@ def variables(model):
     return jax.tree.map(lambda leaf: jnp.asarray(0.4 * random.standard_normal(leaf.shape, np.float32)), shapes)
 
 
+@pytest.mark.slow
 def test_rows_are_scored_like_sequences_extended_token_by_token(model, variables):
     row = [2, 0, 1, 1, 2]
     nats = jax.jit(lambda batch: negative_log_likelihood(model, variables, batch))(pad_rows([np.array(row)], 7))
@@ -50,7 +51,7 @@ def test_loss_is_per_token_and_the_metric_per_symbol(model, variables):
     assert float(task.evaluate(variables)["per_symbol"]) == pytest.approx(nats / 20, rel=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 7, 24])
+@pytest.mark.parametrize("count", [1, 7, pytest.param(24, marks=pytest.mark.slow)])
 def test_any_number_of_evaluation_rows(model, variables, count):
     rows = [np.full(1 + i % 5, i % 3) for i in range(count)]
     batch = pad_rows(rows)

@@ -95,3 +95,19 @@ def test_wrong_shapes_are_named(position, array, message):
 def test_a_stack_has_a_layer():
     with pytest.raises(ValueError, match="depth: got 0, expected at least 1"):
         residual_stack(*draw(), step=0.1, depth=0)
+
+
+@pytest.mark.parametrize("function", [hidden_attention, s6_layer])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
+def test_state_matrices_that_are_not_decaying_are_refused_where_they_are_known(function, value):
+    x, s_b, s_c, s_delta, a, bias = draw()
+    a[2] = value
+    with pytest.raises(ValueError, match=f"a: got {value} among them, expected above 0"):
+        function(x, s_b, s_c, s_delta, a, bias)
+    jax.eval_shape(function, x, s_b, s_c, s_delta, a, bias)  # the values are not known
+
+
+@pytest.mark.parametrize("step", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_is_refused(step):
+    with pytest.raises(ValueError, match=f"step: got {step}, expected a finite number"):
+        residual_stack(*draw(), step=step, depth=1)

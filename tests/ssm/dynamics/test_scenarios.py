@@ -100,6 +100,27 @@ def test_untied_projections_have_n_eigenvalues_of_each_sign(states, channels):
         assert projection_scenario(b, c) == "mixed"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [5e-324, 1e-310, 1e-200, 1e200, 1e308, 1.7e308])
+def test_no_scale_is_too_large_or_too_small(scale):
+    assert scenario(scale * np.eye(3)) == eigenvalue_label(scale * np.eye(3)) == "divergent"
+    assert scenario(-scale * np.ones((3, 3))) == eigenvalue_label(-scale * np.ones((3, 3))) == "convergent"
+    assert projection_scenario(scale * np.eye(2, 5), -scale * np.eye(2, 5)) == "convergent"
+    assert inertia(scale * np.eye(2), scale * np.eye(2)) == (2, 0)
+    assert inertia(scale * np.eye(2, 4), -np.diag([1.0, -1.0]) @ np.eye(2, 4)) == (1, 1)
+    other = 1 / scale if 1e-300 < scale < 1e300 else 1.0
+    expected = other * scale * np.ones(2)
+    np.testing.assert_allclose(spectrum(scale * np.eye(2), other * np.eye(2)), expected, rtol=1e-14)
+    np.testing.assert_allclose(symmetric_spectrum(scale * np.eye(2), other * np.eye(2)), expected, rtol=1e-14)
+
+
+@pytest.mark.filterwarnings("error")
+def test_eigenvalues_that_no_float_holds_are_infinite():
+    large = 1e200 * np.eye(1)
+    assert spectrum(large, -large).real.tolist() == [-np.inf]
+    assert symmetric_spectrum(large, large).tolist() == [np.inf] and symmetric_spectrum(0 * large, large) == 0
+
+
 def test_a_tolerance_can_be_given():
     matrix = np.diag([1.0, -1e-9])
     assert scenario(matrix) == "mixed" and scenario(matrix, tolerance=1e-6) == "divergent"
@@ -120,6 +141,10 @@ def test_a_tolerance_can_be_given():
             r"s_c: got .* expected real numbers \(N, E\) = \(2, 3\)",
         ),
         (lambda: inertia([[1.0]], [[1.0]], tolerance="small"), "tolerance: got 'small'"),
+        (lambda: inertia([[1.0]], [[1.0]], tolerance=-1e-9), "tolerance: got -1e-09, expected at least 0"),
+        (lambda: scenario([[1.0]], tolerance=-1), "tolerance: got -1.0, expected at least 0"),
+        (lambda: eigenvalue_label([[1.0]], tolerance=-1), "tolerance: got -1.0, expected at least 0"),
+        (lambda: projection_scenario([[1.0]], [[1.0]], tolerance=-1), "tolerance: got -1.0, expected at least 0"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

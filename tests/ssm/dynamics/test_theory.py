@@ -109,6 +109,21 @@ def test_the_bound_is_that_of_the_largest_driver_and_holds():
             assert 0 < blow_up <= bound
 
 
+@pytest.mark.filterwarnings("error")
+def test_step_sizes_that_underflow_leave_what_a_float_can_hold():
+    """D0 = e^-800 (1 + o(1)): c_1 = e^400 / sqrt(2 |mu|), and later tokens c_1 sqrt(k a D0)."""
+    constants = convergence_constants([1.0, 0.0, -2.0, 3.0], -1.3, 0.7, bias=-800)
+    later = [math.sqrt(2 * 0.7 / 2.6), math.sqrt(0.7 / 2.6)]
+    np.testing.assert_allclose(constants, [math.exp(400) / math.sqrt(2.6), 0, *later], rtol=1e-12)
+    assert convergence_constants([1.0, 2.0], -1.0, 1.0, bias=-2000)[0] == math.inf
+    assert blow_up_bound([1e-3, 1e160], 1.7, 1.0, bias=-800) == pytest.approx(
+        math.exp(800 - 320 * math.log(10)) / 3.4, rel=1e-12
+    )
+    assert blow_up_bound([1.0], 1.0, 1.0, bias=-800) == math.inf
+    assert blow_up_law(2.0, 0.0, bias=-800) == (pytest.approx(math.exp(400) / 2, rel=1e-12), 0.5)
+    assert np.isnan(slow_first_token([0.0, 1e30], 1.0, 1.0, bias=-5000)).all()
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="mu: got 1.0, expected below 0"):
         convergence_constants([1.0], 1.0, 1.0)

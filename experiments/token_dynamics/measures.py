@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.token_dynamics.regimes import CONVERGENT, FAST, SLOW, observe
 
+CONVERGING = 10.0 ** np.arange(6, 17)  # times
 CONVERGED, SOON, LATE = 1e16, 1e12, 1e30  # times
 NEAR, NEARER = 1e-4, 1e-8  # parts of the time of a blow-up that are left
 
@@ -41,25 +42,37 @@ class Setting:
 def measured(setting: Setting) -> dict[str, float]:
     """What claims are about, of one configuration."""
     own = {CONVERGENT: _convergent, SLOW: _slow, FAST: _fast}[setting.regime](setting)
-    one = np.ones(1)
-    values = (setting.mu * one, setting.s_delta * one, setting.a * one, 0 * one)
-    right = float(observe(setting.x0[:, None], *values).regimes[0] == setting.regime)
-    own["Table1-regimes"] = right
+    right = observed(setting) == setting.regime
+    own["Table1-regimes"] = float(right)
     if setting.regime == FAST:
-        own["fast-blow-up"] = right
+        own["fast-blow-up"] = float(right)
+    if setting.regime == SLOW and not right:  # `simulate` knows by a theorem whether there is a blow-up, `observe` not
+        own["slow-global-existence"] = 0.0
     own["sign-and-monotone"] = against_direction(setting)
     return own
+
+
+def observed(setting: Setting) -> str:
+    """The regime that a simulation is in which is told nothing of what its parameters mean.
+
+    Example:
+        >>> observed(Setting(SLOW, np.array([-1.0, 0.5]), mu=1.0, s_delta=1.0, a=1.0))
+        'fast divergence'
+    """
+    mu, s_delta, a, bias = np.array([[setting.mu], [setting.s_delta], [setting.a], [0.0]])
+    return str(observe(setting.x0[:, None], mu, s_delta, a, bias).regimes[0])
 
 
 def _convergent(setting: Setting) -> dict[str, float]:
     from ssm.dynamics import convergence_constants
 
-    before, x = np.abs(setting.tokens([CONVERGED / 10, CONVERGED]))
-    relative = x * CONVERGED**0.5 / convergence_constants(setting.x0, setting.mu, setting.a)
+    tokens, constants = np.abs(setting.tokens(CONVERGING)), convergence_constants(setting.x0, setting.mu, setting.a)
+    x, scaled = tokens[-1], tokens * CONVERGING[:, None] ** 0.5
+    relative = scaled[-1] / constants
     maps = [np.abs(attention(setting, tokens)).max() for tokens in (setting.x0, x * np.sign(setting.x0))]
     return {
         "conv-all-to-zero": float(x.max()),
-        "conv-rate": float((np.log(x / before) / np.log(10)).max()),
+        "conv-rate": float(scaled.max() / constants[0]),
         "conv-constant-first-token": float(relative[0]),
         "conv-constant-later-tokens": float(relative[1 + np.argmax(np.abs(relative[1:] - 1))]),
         "conv-hidden-attention-vanishes": float(maps[1] / maps[0]),

@@ -13,9 +13,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lightnet.scan import selective_scan
-from lightnet.scan.checks import ArrayInput, as_arrays, check_array
+from lightnet.scan.checks import ArrayInput, as_arrays, check_array, known
 from lightnet.typing import Array
 
 _product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -73,7 +74,7 @@ def hidden_attention(
         (D, L, L).
 
     Raises:
-        ValueError: an argument has another shape than stated.
+        ValueError: an argument has another shape or range than stated.
 
     Example:
         >>> one = jnp.ones((1, 1))
@@ -107,7 +108,7 @@ def s6_layer(
         (L, D).
 
     Raises:
-        ValueError: an argument has another shape than stated.
+        ValueError: an argument has another shape or range than stated.
 
     Example:
         >>> one = jnp.ones((1, 1))
@@ -144,7 +145,7 @@ def residual_stack(
         s_delta: S_Delta, (D, D).
         a: (D,), positive.
         bias: (D,); None is 0.
-        step: what a layer's output is multiplied with.
+        step: what a layer's output is multiplied with, finite.
         depth: number of layers, at least 1.
 
     Returns:
@@ -162,6 +163,8 @@ def residual_stack(
     x, *weights = _checked(x, s_b, s_c, s_delta, a, bias)
     if depth < 1:
         raise ValueError(f"depth: got {depth}, expected at least 1")
+    if known(step) and not np.isfinite(step):
+        raise ValueError(f"step: got {step}, expected a finite number")
 
     def layer(tokens: Array, _: None) -> tuple[Array, Array]:
         after = tokens + step * s6_layer(tokens, *weights)
@@ -171,13 +174,15 @@ def residual_stack(
 
 
 def _checked(*arguments: ArrayInput) -> tuple[Array, Array, Array, Array, Array, Array | None]:
-    """The arguments of a layer as arrays of the stated shapes."""
+    """The arguments of a layer as arrays of the stated shapes; the range of `a` is checked where it is known."""
     shapes = {"x": "L D", "s_b": "N D", "s_c": "N D", "s_delta": "D D", "a": "D", "bias": "D"}
     arrays = dict(zip(shapes, as_arrays(**dict(zip(shapes, arguments, strict=True))), strict=True))
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
         if array is not None or name != "bias":
             check_array(name, array, shapes[name], sizes)
+    if known(arrays["a"]) and not (np.asarray(arrays["a"]) > 0).all():  # a NaN is not above 0
+        raise ValueError(f"a: got {np.asarray(arrays['a']).min()} among them, expected above 0")
     return tuple(arrays.values())
 
 

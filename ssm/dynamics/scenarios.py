@@ -7,7 +7,8 @@ two agree for symmetric M.
 
 M is E x E with E the channels and of rank N at most, the states. From S_B and S_C (N, E) everything is computed without
 it: its nonzero eigenvalues are those of S_B S_C^T (N x N), and those of the symmetric part come from a problem of size
-2 N: with [S_B^T, S_C^T] = Q R, it is Q (R J R^T) Q^T, J = [[0, 1], [1, 0]] / 2 in blocks.
+2 N: with [S_B^T, S_C^T] = Q R, it is Q (R J R^T) Q^T, J = [[0, 1], [1, 0]] / 2 in blocks. All arrays are divided by a
+power of two near their largest entry first, which is exact, so that labels and signs do not depend on the scale.
 """
 
 from typing import Literal, TypeAlias
@@ -37,7 +38,7 @@ def scenario(M: Numbers, *, tolerance: Numbers | None = None) -> Scenario:
         "convergent", "divergent" or "mixed".
 
     Raises:
-        ValueError: M is not square, or an argument is not of finite numbers.
+        ValueError: M is not square, an argument is not of finite numbers, or the tolerance is negative.
 
     Example:
         >>> scenario([[-1.0, 0.0], [0.0, -0.5]]), scenario([[-1.0, 9.0], [0.0, -0.5]]), scenario([[2.0, 0], [0, 0]])
@@ -60,13 +61,13 @@ def projection_scenario(s_b: Numbers, s_c: Numbers, *, tolerance: Numbers | None
         "convergent", "divergent" or "mixed".
 
     Raises:
-        ValueError: an argument has another shape than stated.
+        ValueError: an argument has another shape or range than stated.
 
     Example:
         >>> projection_scenario(np.eye(2, 5), -np.eye(2, 5))
         'convergent'
     """
-    b, c = _projections(s_b, s_c)
+    b, c, _ = _projections(s_b, s_c)
     relative = _relative(tolerance, b.shape[1], s_b, s_c)
     of_b, of_c = (_triangle(part.T) for part in (b, c))
     singular = np.linalg.svd(of_c @ of_b.T, compute_uv=False)
@@ -89,7 +90,7 @@ def eigenvalue_label(M: Numbers, *, tolerance: Numbers | None = None) -> Scenari
         "convergent", "divergent" or "mixed".
 
     Raises:
-        ValueError: M is not square, or an argument is not of finite numbers.
+        ValueError: M is not square, an argument is not of finite numbers, or the tolerance is negative.
 
     Example:
         >>> eigenvalue_label([[-1.0, 9.0], [0.0, -0.5]]), eigenvalue_label([[1.0, 0.0], [0.0, -0.5]])
@@ -111,7 +112,7 @@ def spectrum(s_b: Numbers, s_c: Numbers) -> NDArray[np.complex128]:
         s_c: S_C, (N, E).
 
     Returns:
-        (N,), by falling real part.
+        (N,), by falling real part; infinite where they are too large for a float64.
 
     Raises:
         ValueError: an argument has another shape than stated.
@@ -120,9 +121,11 @@ def spectrum(s_b: Numbers, s_c: Numbers) -> NDArray[np.complex128]:
         >>> spectrum([[1.0, 0.0, 0.0]], [[2.0, 5.0, 0.0]]).real.tolist()
         [2.0]
     """
-    b, c = _projections(s_b, s_c)
+    b, c, exponent = _projections(s_b, s_c)
     eigenvalues = np.linalg.eigvals(b @ c.T).astype(np.complex128)
-    return eigenvalues[np.argsort(-eigenvalues.real, kind="stable")]
+    falling = eigenvalues[np.argsort(-eigenvalues.real, kind="stable")]
+    falling.real, falling.imag = _times_power(falling.real, exponent), _times_power(falling.imag, exponent)
+    return falling
 
 
 def symmetric_spectrum(s_b: Numbers, s_c: Numbers) -> Floats:
@@ -133,7 +136,7 @@ def symmetric_spectrum(s_b: Numbers, s_c: Numbers) -> Floats:
         s_c: S_C, (N, E).
 
     Returns:
-        (min(2 N, E),), falling.
+        (min(2 N, E),), falling; infinite where they are too large for a float64.
 
     Raises:
         ValueError: an argument has another shape than stated.
@@ -142,7 +145,8 @@ def symmetric_spectrum(s_b: Numbers, s_c: Numbers) -> Floats:
         >>> symmetric_spectrum([[1.0, 0.0, 0.0]], [[0.0, 2.0, 0.0]]).round(12).tolist()
         [1.0, -1.0]
     """
-    return _symmetric(*_projections(s_b, s_c))
+    b, c, exponent = _projections(s_b, s_c)
+    return _times_power(_symmetric(b, c), exponent)
 
 
 def inertia(s_b: Numbers, s_c: Numbers, *, tolerance: Numbers | None = None) -> tuple[int, int]:
@@ -161,33 +165,50 @@ def inertia(s_b: Numbers, s_c: Numbers, *, tolerance: Numbers | None = None) -> 
         Numbers of positive and of negative eigenvalues.
 
     Raises:
-        ValueError: an argument has another shape than stated.
+        ValueError: an argument has another shape or range than stated.
 
     Example:
         >>> random = np.random.default_rng(0)
         >>> inertia(random.standard_normal((3, 8)), random.standard_normal((3, 8)))
         (3, 3)
     """
-    b, c = _projections(s_b, s_c)
+    b, c, _ = _projections(s_b, s_c)
     limit = _relative(tolerance, b.shape[1], s_b, s_c) * np.linalg.norm(b, 2) * np.linalg.norm(c, 2)
     eigenvalues = _symmetric(b, c)
     return int((eigenvalues > limit).sum()), int((eigenvalues < -limit).sum())
 
 
 def _square(M: Numbers, tolerance: Numbers | None) -> tuple[Floats, float]:
-    matrix = as_numbers("M", M, "E E")
+    matrix, _ = _normalised(as_numbers("M", M, "E E"))
     return matrix, _relative(tolerance, len(matrix), M)
 
 
-def _projections(s_b: Numbers, s_c: Numbers) -> tuple[Floats, Floats]:
+def _projections(s_b: Numbers, s_c: Numbers) -> tuple[Floats, Floats, int]:
+    """Both, normalised, and the exponent of the power of two by which their product was divided."""
     sizes: dict[str, int] = {}
-    return as_numbers("s_b", s_b, "N E", sizes), as_numbers("s_c", s_c, "N E", sizes)
+    b, of_b = _normalised(as_numbers("s_b", s_b, "N E", sizes))
+    c, of_c = _normalised(as_numbers("s_c", s_c, "N E", sizes))
+    return b, c, of_b + of_c
+
+
+def _normalised(matrix: Floats) -> tuple[Floats, int]:
+    """A matrix over the power of two that leaves its largest entry between 1/2 and 1, and the exponent."""
+    exponent = int(np.frexp(np.abs(matrix).max())[1])
+    return _times_power(matrix, -exponent), exponent
+
+
+def _times_power(values: Floats, exponent: int) -> Floats:
+    with np.errstate(over="ignore"):
+        return np.ldexp(values, exponent)
 
 
 def _relative(tolerance: Numbers | None, size: int, *arrays: Numbers) -> float:
     """The tolerance that was given, or the size times the rounding of the coarsest of the arrays."""
     if tolerance is not None:
-        return as_number("tolerance", tolerance)
+        number = as_number("tolerance", tolerance)
+        if number < 0:
+            raise ValueError(f"tolerance: got {number}, expected at least 0")
+        return number
     return size * max(_rounding(np.asarray(array).dtype) for array in arrays)
 
 

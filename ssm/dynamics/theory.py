@@ -10,7 +10,8 @@ constants, the bound, the law of the first token and what a bias b does are ours
 | slow divergence | mu > 0, s x < 0 at every token | abs(s x_1) = ln t + 3 ln abs(x_1) + ln(mu abs(s)) + b + o(1) |
 | fast divergence | mu > 0, s x >= 0 at some token | a blow-up at T* <= 1 / (2 mu D0 x^2), for each such token |
 
-Tokens that are 0 stay 0 and count in no condition.
+Tokens that are 0 stay 0 and count in no condition. What is computed from D0 is so from its logarithm: it is right where
+D0 itself underflows, at biases below -745, and infinite where it is too large for a float64.
 """
 
 from typing import Literal, TypeAlias
@@ -18,7 +19,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from scipy.special import lambertw
 
-from ssm.dynamics.checks import Floats, Numbers, as_number, as_numbers, as_times, softplus
+from ssm.dynamics.checks import Floats, Numbers, as_number, as_numbers, as_times, log_softplus
 
 Regime: TypeAlias = Literal["constant", "convergent", "slow divergence", "fast divergence"]
 
@@ -76,13 +77,14 @@ def convergence_constants(x0: Numbers, mu: Numbers, a: Numbers, *, bias: Numbers
         [0.8493, 0.6006, 0.6006]
     """
     tokens, mu = as_numbers("x0", x0, "L"), as_number("mu", mu)
-    a, step = as_number("a", a, positive=True), float(softplus(np.array(as_number("bias", bias))))
+    a, log_step = as_number("a", a, positive=True), _log_step(bias)
     if mu >= 0:
         raise ValueError(f"mu: got {mu}, expected below 0, as only then tokens converge")
     alive = np.flatnonzero(tokens)
     constants = np.zeros_like(tokens)
-    share = -np.expm1(-a * step * np.diff(alive))
-    constants[alive] = np.sqrt(np.concatenate([np.ones(min(1, alive.size)), share]) / (2 * -mu * step))
+    log_share = _log_one_minus_exp(np.log(a) + log_step + np.log(np.diff(alive)))
+    log_shares = np.concatenate([np.zeros(min(1, alive.size)), log_share])
+    constants[alive] = _exp((log_shares - np.log(2) - np.log(-mu) - log_step) / 2)
     return constants
 
 
@@ -106,12 +108,10 @@ def blow_up_bound(x0: Numbers, mu: Numbers, s_delta: Numbers, *, bias: Numbers =
         2.0037
     """
     tokens, mu, s_delta = as_numbers("x0", x0, "L"), as_number("mu", mu), as_number("s_delta", s_delta)
-    step = softplus(np.array(as_number("bias", bias)))
-    drivers = _drivers(tokens, s_delta)
+    log_step, drivers = _log_step(bias), _drivers(tokens, s_delta)
     if mu <= 0 or not drivers.size:
         return float("inf")
-    with np.errstate(over="ignore", divide="ignore"):
-        return float(1 / (2 * mu * step * np.abs(drivers).max() ** 2))
+    return float(_exp(-np.log(2) - np.log(mu) - log_step - 2 * np.log(np.abs(drivers).max())))
 
 
 def blow_up_law(mu: Numbers, s_delta: Numbers, *, bias: Numbers = 0.0) -> tuple[float, float]:
@@ -139,9 +139,8 @@ def blow_up_law(mu: Numbers, s_delta: Numbers, *, bias: Numbers = 0.0) -> tuple[
     """
     mu, s_delta = as_number("mu", mu, positive=True), as_number("s_delta", s_delta)
     if s_delta == 0:
-        step = float(softplus(np.array(as_number("bias", bias))))
-        return (2 * mu * step) ** -0.5, 0.5
-    return float(1 / np.cbrt(3 * mu * abs(s_delta))), 1 / 3
+        return float(_exp(-(np.log(2) + np.log(mu) + _log_step(bias)) / 2)), 0.5
+    return float(_exp(-(np.log(3) + np.log(mu) + np.log(abs(s_delta))) / 3)), 1 / 3
 
 
 def slow_first_token(times: Numbers, mu: Numbers, s_delta: Numbers, *, bias: Numbers = 0.0) -> Floats:
@@ -170,11 +169,27 @@ def slow_first_token(times: Numbers, mu: Numbers, s_delta: Numbers, *, bias: Num
     if s == 0:
         raise ValueError("s_delta: got 0.0, expected another number, as with 0 there is no slow divergence")
     with np.errstate(divide="ignore"):
-        size = np.log(as_times(times)) + np.log(mu * s) + bias
-    argument = -np.exp(np.log(s / 3) - size / 3)
+        size = np.log(as_times(times)) + np.log(mu) + np.log(s) + bias
+    argument = -_exp(np.log(s / 3) - size / 3)
     return np.where(argument >= -np.exp(-1), -3 / s * lambertw(np.maximum(argument, -np.exp(-1)), -1).real, np.nan)
 
 
 def _drivers(tokens: Floats, s_delta: float) -> Floats:
     """Tokens that are not 0 and whose step size does not vanish as they grow."""
     return tokens[(tokens != 0) & (np.sign(s_delta) * np.sign(tokens) >= 0)]
+
+
+def _log_step(bias: Numbers) -> float:
+    """ln D0, with D0 = ln(1 + e^bias)."""
+    return float(log_softplus(np.array([as_number("bias", bias)]))[0])
+
+
+def _log_one_minus_exp(log_y: Floats) -> Floats:
+    """ln(1 - e^-y) of ln y, which is ln y itself where y is below the rounding."""
+    return np.where(log_y < -40, log_y, np.log(-np.expm1(-np.exp(np.clip(log_y, -40, 700)))))
+
+
+def _exp(exponent: Numbers) -> Floats:
+    """e to it, infinity where that is too large for a float64."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.exp(exponent))

@@ -92,6 +92,7 @@ def test_the_law_of_a_blow_up(s_delta, bias):
     x = -np.sign(s_delta or -1) * np.array([0.5, 0.3, -0.9])  # the last one blows up, or the first where all can
     end = simulate(x, 1.7, s_delta, 1.0, [0.0], bias=bias).blow_up_time
     constant, power = blow_up_law(1.7, s_delta, bias=bias)
+    assert end is not None
     left = end * 1e-8
     found = np.abs(simulate(x, 1.7, s_delta, 1.0, [end - left], bias=bias).tokens[0])
     assert found.max() * left**power == pytest.approx(constant, rel=0.02)
@@ -106,7 +107,7 @@ def test_the_bound_is_that_of_the_largest_driver_and_holds():
         assert (blow_up is None) == (not driving.size)
         if driving.size:
             assert bound == pytest.approx(1 / (2 * mu * math.log1p(math.exp(bias)) * (driving**2).max()))
-            assert 0 < blow_up <= bound
+            assert blow_up is not None and 0 < blow_up <= bound
 
 
 @pytest.mark.filterwarnings("error")

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Demystifying the Token Dynamics of Deep Selective State Space Models (arXiv 2410.03292)",
     source="analysis of trained models (ours)",
-    minutes={"smoke": 0.5, "cpu": 6},
+    minutes={"smoke": 0.5, "cpu": 7},
 )
 WHOLE, BARE = "whole", "bare"
 VARIANTS: dict[str, dict[str, Any]] = {

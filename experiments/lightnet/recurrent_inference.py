@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="You Only Scan Once: LightNet (arXiv 2405.21022)",
     source="Section 3 (known from code and reviews)",
-    minutes={"smoke": 0.2, "cpu": 1},
+    minutes={"smoke": 0.2, "cpu": 2},
 )
 
 

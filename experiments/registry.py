@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import re
@@ -183,6 +184,13 @@ def select(target: str) -> list[ResultFile]:
 
 def _is_result_file(path: Path) -> bool:
     """Whether a file assigns ABOUT and PRESETS at its top level."""
+    return _defines_result(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _defines_result(path: Path, changed: int) -> bool:
+    """The same, read once for each change of the file: every result that is loaded looks through all files."""
+    del changed
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError):

@@ -1,10 +1,30 @@
-"""Strict numerics for every test, and no setting of the shell that started them."""
+"""Strict numerics for every test, and no setting of the shell that started them.
+
+Of a slow test with several sets of parameters CI runs the first; `make test-all` runs every one.
+"""
+
+from pathlib import Path
 
 import jax
 import pytest
 
+# Whose parameters are different things to be tested: mixers, and what may happen to a training.
+EVERY_CASE = [Path(__file__).parent / name for name in ("contracts", "reliability")]
+
 # Broadcasting arrays of different ranks without saying so hides mistakes in shapes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # After the folders, which mark tests as slow: pytest asks the nearest conftest first.
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("slow") is None or any(folder in item.path.parents for folder in EVERY_CASE):
+            continue
+        test = (item.path, getattr(item, "originalname", item.name))
+        if test in seen:
+            item.add_marker(pytest.mark.exhaustive)
+        seen.add(test)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from lightnet.mixers import MultiplicativeDecay
     ("name", "task", "reason"),
     [
         ("lightnet", "text", "got 'lightnet', expected a mixer and its positions"),
-        ("+both", "text", "unknown mixer ''; there is: lightnet, "),
+        ("+both", "text", "unknown mixer ''; nearest: "),
         ("lihgtnet+both", "text", "unknown mixer 'lihgtnet'; nearest: lightnet$"),
         ("lightnet+lpre", "pictures", "unknown positions 'lpre'; nearest: lrpe$"),
         ("lightnet+none+tpe", "text", "unknown positions 'none.tpe'"),

@@ -188,6 +188,7 @@ def test_orbax_saves_restores_and_deletes_there(store):
             jax.tree.map(np.testing.assert_array_equal, restored, states[step])
 
 
+@pytest.mark.slow
 def test_a_training_that_was_interrupted_ends_with_the_same_bits(store, tmp_path):
     """Twice: between two checkpoints, and right behind one; the history is complete, each step once."""
     import jax

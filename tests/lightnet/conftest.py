@@ -1,23 +1,21 @@
 """Most of the time of the tests of models and recurrences is compilation, so only a few are quick.
 
-Of each file the first tests are, each with its first set of parameters; all others are slow. Of a slow test CI runs
-the first case.
+Of each file the first tests are, each with its first set of parameters; all others are slow.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
-FOLDER, QUICK, CASES = Path(__file__).parent, 3, 1
+FOLDER, QUICK = Path(__file__).parent, 3
 ABOUT_VALUES = ("test_recurrence.py", "test_additive_identities.py")  # of the scan core
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: dict[Path, set[str]] = defaultdict(set)
-    cases: Counter[tuple[Path, str]] = Counter()
     for item in items:
         if FOLDER not in item.path.parents:
             continue
@@ -25,9 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if name in names or len(names) >= QUICK:
             item.add_marker(pytest.mark.slow)
         names.add(name)
-        cases[item.path, name] += 1
-        if cases[item.path, name] > CASES:
-            item.add_marker(pytest.mark.exhaustive)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -36,6 +36,7 @@ def test_without_positions_all_placements_look_the_same():
     np.testing.assert_allclose(logits, np.broadcast_to(logits[0], logits.shape), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_lrpe_alone_cannot_tell_a_volume_from_its_mirror_image_but_an_axis_from_another():
     grids = volumes(placements(3)[0][::7], 3)
     logits = logits_of("lrpe", grids)
@@ -44,6 +45,7 @@ def test_lrpe_alone_cannot_tell_a_volume_from_its_mirror_image_but_an_axis_from_
     assert abs(logits_of("lrpe", grids.transpose(0, 2, 1, 3, 4)) - logits).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_both_encodings_tell_a_volume_from_its_mirror_images():
     grids = volumes(placements(3)[0][::7], 3)
     logits = logits_of("both", grids)

@@ -11,6 +11,7 @@ BATCH = jnp.arange(5 * 24 * 32 * 3, dtype=jnp.float32).reshape(5, 24, 32, 3) + 1
 TARGETS = jnp.eye(5)
 
 
+@pytest.mark.slow
 def test_one_rectangle_of_a_picture_is_noise():
     images = jnp.full((400, 24, 32, 3), 9.0)
     found = np.asarray(jax.jit(lambda key: erased(images, key, 1.0))(jax.random.key(0)))

@@ -23,6 +23,7 @@ def variables_of(variant, size=TINY, vocabulary=LETTERS):
     return model, initial_values(nn.unbox(made), variant)
 
 
+@pytest.mark.slow
 def test_variants_have_the_same_shapes_and_differ_in_what_the_table_says():
     shapes = [
         jax.eval_shape(build(TINY, LETTERS, **options).init, jax.random.key(0), np.zeros((1, 2), np.int32))
@@ -40,6 +41,7 @@ def test_variants_have_the_same_shapes_and_differ_in_what_the_table_says():
     assert embedding.std() == pytest.approx(50**-0.5, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_control_is_positive_written_in_another_way():
     tokens = np.random.default_rng(0).integers(0, LETTERS, (2, 9)).astype(np.int32)
     logits = []

@@ -58,6 +58,7 @@ def test_rows_of_columns_are_named_as_they_are_in_the_columns(tmp_path):
     assert 17 in told["rows"] and len(told["rows"]) == 8
 
 
+@pytest.mark.slow
 def test_the_best_the_latest_and_the_permanent_states_are_kept(tmp_path):
     task, data = regression()
     losses = iter([5.0, 4.0, 1.0, 2.0, 3.0, float("nan"), 2.0])
@@ -92,6 +93,7 @@ def test_not_a_number_is_no_progress(tmp_path):
     assert outcome.evaluation["step"].tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_best_is_of_one_metric_and_survives_a_preemption_at_its_step(tmp_path, monkeypatch):
     task, data = regression()
     losses = iter([5.0, 1.0, 2.0, 3.0, 4.0, 4.0])

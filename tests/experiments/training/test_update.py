@@ -224,6 +224,7 @@ def test_remat_policies_store_less_and_change_nothing():
     )
 
 
+@pytest.mark.slow
 def test_a_remat_policy_that_the_model_ignores_is_refused():
     tokens, optimizer = jnp.zeros((2, 7), jnp.int32), optax.sgd(0.1)
     for model, refused in (("none", True), ("dots_saveable", False)):

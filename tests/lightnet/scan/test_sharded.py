@@ -37,6 +37,7 @@ def test_split_over_the_mesh_is_the_same(name):
     on_eight_devices("equal_to_one_device", name, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 
+@pytest.mark.slow
 def test_the_state_that_enters_has_the_same_bits_for_every_number_of_devices_and_both_exchanges():
     on_eight_devices("same_bits_for_every_number_of_devices", "linear_scan")
 

@@ -41,6 +41,7 @@ def outcome(caches: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_cold_warm_torn_and_no_cache_give_the_same_bits(tmp_path):
     folder = default_folder({"XDG_CACHE_HOME": str(tmp_path)})
     cold = outcome(tmp_path)

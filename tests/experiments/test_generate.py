@@ -52,6 +52,7 @@ def run(tmp_path_factory):
     return folder, outcome
 
 
+@pytest.mark.slow
 def test_a_seed_gives_its_text_streamed_as_in_one_loop_and_from_the_export(run, tmp_path, call):
     folder, outcome = run
     words = ("--prompt", PROMPT, "--tokens", 30, "--temperature", 0.9, "--top_k", 90, "--top_p", 0.95, "--seed", 5)

@@ -90,6 +90,7 @@ def test_two_processes_make_one_result_and_print_it_once(process, toy, run_folde
     assert (folder / "runs.txt").read_text() == "run\nrun\n"
 
 
+@pytest.mark.slow
 def test_a_refusal_of_all_processes_is_told_once(process, toy):
     done = process("run", toy, "--processes", 2, env={"TOY_TROUBLE": "value"})
     told = [line for line in done.stderr.splitlines() if not line.startswith("toy: preset")]
@@ -97,6 +98,7 @@ def test_a_refusal_of_all_processes_is_told_once(process, toy):
     assert told == ["error: p: got 2.0, expected between 0 and 1"]
 
 
+@pytest.mark.slow
 def test_a_crash_names_its_process_after_the_traceback(process, toy):
     toy.write_text(
         toy.read_text().replace(

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-FOLDER, QUICK = Path(__file__).parent, 3
+FOLDER, QUICK = Path(__file__).parent, 2
 ABOUT_VALUES = ("test_recurrence.py", "test_additive_identities.py")  # of the scan core
 
 

@@ -51,6 +51,7 @@ def test_the_recipe_is_the_published_one():
     )
 
 
+@pytest.mark.slow
 def test_labels_are_smoothed_and_mixed_and_pictures_standardised_first():
     batch = {"image": np.full((4, 8, 8, 3), 255, np.uint8), "label": np.arange(4)}
     plain = AugmentationConfig(erasing=0.0, mixup=0.0, cutmix=0.0)

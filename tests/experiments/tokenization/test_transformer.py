@@ -40,6 +40,7 @@ def test_probabilities_of_all_rows_of_a_length_sum_to_one(model, variables):
     assert float(jnp.exp(-nats.sum(axis=1)).sum()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_is_per_token_and_the_metric_per_symbol(model, variables):
     batch = pad_rows([np.array([0, 1, 2]), np.array([1]), np.array([2, 2]), np.array([0, 0, 0, 0])])
     task = language_modelling(model, batch, symbols=5)

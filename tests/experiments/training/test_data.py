@@ -157,6 +157,7 @@ def run_python(code, *arguments, **options):
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 
+@pytest.mark.slow
 def test_two_processes_hand_their_rows_to_their_devices(free_port):
     started = [run_python(TWO_PROCESSES, str(free_port), str(index)) for index in range(2)]
     outputs = [process.communicate(timeout=100)[0] for process in started]

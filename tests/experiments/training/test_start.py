@@ -60,6 +60,7 @@ def test_metrics_that_are_gone_are_missed(tmp_path, monkeypatch, capsys):
     assert outcome.train["step"].tolist() == list(range(8, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_what_was_taken_over_is_judged_once(tmp_path):
     task, data = regression()
     asked = []

@@ -90,6 +90,7 @@ def test_smoke_leaves_models_that_can_be_loaded_with_their_tokenizer(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_gpu_preset_at_less_depth(tmp_path):
     config = causal_lm.PRESETS["gpu"]
     short = replace(

@@ -13,6 +13,7 @@ CPU = classification.PRESETS["cpu"]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_gpu_preset(tmp_path):
     config = classification.PRESETS["gpu"]
     variants = (("lightnet", "both", "shared"), ("softmax", "learned", ""))

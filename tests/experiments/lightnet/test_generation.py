@@ -22,6 +22,7 @@ def test_all_variants_have_the_same_number_of_parameters_within_one_percent(pres
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_gpu_preset(tmp_path):
     config = generation.PRESETS["gpu"]
     two, few = replace(config.train, steps=2, batch_size=16), replace(config.judge, steps=2)

@@ -81,6 +81,7 @@ def test_without_a_tokenizer_one_is_trained_on_the_training_part(config):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_published_setting_at_one_block(config, tmp_path):
     shortened = replace(config.train, steps=2, batch_size=2, device_batch=1, eval_every=2)
     config = replace(config, seeds=(0,), num_layers=1, models=(LIGHTNET, MAMBA), train=shortened)

@@ -52,6 +52,7 @@ def test_each_seed_has_its_own_random_order_and_the_last_accuracy_counts(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_gpu_preset_at_less_depth_and_width(tmp_path):
     config = PRESETS["gpu"]
     example = np.zeros((1, 64, 2), np.float32)

@@ -139,6 +139,7 @@ def test_claims_compare_the_last_losses_of_the_same_seed():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("preset", ["gpu", pytest.param("smoke", marks=pytest.mark.exhaustive)])
 def test_two_updates_of_a_preset(preset, tmp_path):
     config = PRESETS[preset]

@@ -74,6 +74,7 @@ def test_a_model_without_state_space_mixers_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_gpu_preset_at_less_depth(tmp_path, monkeypatch):
     from experiments.sources import text
     from experiments.token_dynamics.text_models import recipe

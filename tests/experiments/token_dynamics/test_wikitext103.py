@@ -54,6 +54,7 @@ def test_rows_hold_the_text(config, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_published_setting_at_one_block(config, tmp_path):
     shortened = replace(config.train, steps=2, batch_size=2, device_batch=1, eval_every=2)
     size = replace(config.size, layers=1)

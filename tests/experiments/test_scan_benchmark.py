@@ -386,6 +386,7 @@ def test_mistakes_are_one_line(call, refused):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_case_runs(call, tmp_path):
     status, out, _ = call("bench", "scan", "--preset", "smoke", "--repeats", "1", "--out", tmp_path)
     assert status == 0, out

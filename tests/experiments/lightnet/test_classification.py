@@ -36,6 +36,7 @@ def test_the_gpu_preset_has_the_size_that_it_had_when_its_minutes_were_estimated
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_both_encodings_reach_94_percent_and_beat_none(tmp_path):
     """With one seed; the claims have five, and one encoding in between."""
     config = replace(CPU, seeds=(0,), variants=(("lightnet", "both", "shared"), ("lightnet", "none", "shared")))

@@ -140,6 +140,7 @@ def test_values_out_of_range_are_refused_by_name(field, value, message):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_gpu_preset_at_two_small_lengths(tmp_path):
     small = {"batch": 1, "heads": 2, "head_size": 8, "lengths": (16,), "curve": (8, 16), "calls": 1, "seeds": (0, 1)}
     config = replace(PRESETS["gpu"], **small)

@@ -111,6 +111,7 @@ def shortened(**changes):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_measure_every_claim(tmp_path):
     result = saturation.run(shortened(models=(LIGHTNET, BOTH, LINEAR), lengths=(16, 32)), tmp_path)
     assert set(result.measured) == {claim.id for claim in saturation.CLAIMS}

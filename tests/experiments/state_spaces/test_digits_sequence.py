@@ -25,6 +25,7 @@ def test_models_have_equal_sizes_and_differ_in_their_mixer_only():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_accuracy_that_counts_is_the_last_one_and_that_of_its_seed(tmp_path):
     result = digits_sequence.run(SMALL, tmp_path)
     curves, table = result.series["accuracy"], result.tables["accuracy"]

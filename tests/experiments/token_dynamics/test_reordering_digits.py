@@ -32,6 +32,7 @@ def test_variants_are_what_the_table_says_and_differ_by_the_importance_only():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_each_seed_has_its_own_random_order_and_the_last_accuracy_counts(tmp_path):
     result = reordering_digits.run(SMALL, tmp_path)
     curves, table = result.series["accuracy"], result.tables["accuracy"]

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -132,26 +132,9 @@ CLAIMS = (
 )
 
 
-# Parts of LightNet's state by words in the paths of their leaves.
-ROUNDED = {
-    "nothing": (),
-    "everything": ("",),
-    "sum of the keys' weights": (".total",),
-    "state of the recurrence": (".recurrence.state",),
-    "MD-TPE": (".input_positions",),
-}
-
-
-class Generation(NamedTuple):
-    """What was generated: bytes (n,), the logits (n, V) that each was drawn from, and states at the blocks' ends."""
-
-    tokens: np.ndarray
-    logits: np.ndarray
-    states: list[Any]
-
-
 def run(config: Config, run_dir: Path) -> Result:
     """Train a model per seed, let it generate, compare and time."""
+    from experiments.lightnet.drift import drifts, generate, rounding
     from experiments.runs import record_data
 
     texts = {seed: language.parts(config.text, seed) for seed in config.seeds}
@@ -164,7 +147,15 @@ def run(config: Config, run_dir: Path) -> Result:
     for seed in config.seeds:
         model, params, prompt = _trained(config, seed, texts[seed], run_dir)
         built = model.build()
-        found = generate(config, built, params, prompt, seed)
+        found = generate(
+            built,
+            params,
+            prompt,
+            seed,
+            tokens=config.tokens,
+            block=config.block,
+            temperature=config.temperature,
+        )
         drift = drifts(built, params, prompt, found)
         first, last = block_times(config, built, params, [found.states[0], found.states[-2]])
         streamed = stream_times(config, built, params, prompt, seed)
@@ -234,111 +225,6 @@ def _trained(config: Config, seed: int, texts: Any, run_dir: Path) -> tuple[Lang
     return model, outcome.params, streams[1][: config.prompt]
 
 
-def _block(config: Config, model: Any) -> Any:
-    """A program that generates a block: (params, state, logits, key) -> (state, logits, tokens, logits drawn from)."""
-    import jax
-
-    def block(params: Any, state: Any, logits: Any, key: Any) -> Any:
-        def one(carry: tuple[Any, Any], key: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-            state, logits = carry
-            token = jax.random.categorical(key, logits / config.temperature)
-            after, state = model.apply(params, token, state, method="step")
-            return (state, after), (token[0], logits[0])
-
-        (state, logits), (tokens, drawn_from) = jax.lax.scan(one, (state, logits), jax.random.split(key, config.block))
-        return state, logits, tokens, drawn_from
-
-    return jax.jit(block)
-
-
-def generate(config: Config, model: Any, params: Any, prompt: np.ndarray, seed: int) -> Generation:
-    """Continue a prompt, block by block.
-
-    Args:
-        config: how much, and at which temperature.
-        model: a causal language model with a state.
-        params: its variables.
-        prompt: (p,) bytes.
-        seed: of the samples.
-
-    Returns:
-        What was generated; a state is (state, logits), the first one behind the prompt.
-    """
-    import jax
-
-    from experiments.training.loop import random_stream
-
-    logits, state = jax.jit(partial(model.apply, method="extend"))(params, prompt[None])
-    states: list[Any] = [(state, logits[:, -1])]
-    block, tokens, drawn_from = _block(config, model), [], []
-    for key in jax.random.split(random_stream(seed, "samples"), config.tokens // config.block):
-        *after, found, logits_of = block(params, *states[-1], key)
-        states.append(tuple(after))
-        tokens.append(np.asarray(found))
-        drawn_from.append(np.asarray(logits_of))
-    return Generation(np.concatenate(tokens), np.concatenate(drawn_from), states)
-
-
-def drifts(model: Any, params: Any, prompt: np.ndarray, found: Generation) -> np.ndarray:
-    """Largest difference of the logits of each generated token to those of one parallel pass over all tokens.
-
-    Args:
-        model: which generated.
-        params: its variables.
-        prompt: (p,) what it began with.
-        found: what it generated.
-
-    Returns:
-        (n,).
-    """
-    import jax
-
-    tokens = np.concatenate([prompt, found.tokens[:-1]])[None]
-    parallel = jax.jit(model.apply)(params, tokens)
-    return np.abs(np.asarray(parallel)[0, len(prompt) - 1 :] - found.logits).max(axis=1)
-
-
-def rounding(model: Any, params: Any, prompt: np.ndarray, found: Generation) -> dict[str, float]:
-    """Where drift comes from: decoding in float64, with parts of its state rounded to float32 after every token.
-
-    Args:
-        model: which generated.
-        params: its variables.
-        prompt: (p,) what it began with.
-        found: what it generated.
-
-    Returns:
-        Part of the state -> the largest difference of a logit to one pass over all tokens in float64.
-    """
-    import jax
-
-    tokens = np.concatenate([prompt, found.tokens[:-1]])[None]
-    with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, np.float64), params)
-        expected = np.asarray(jax.jit(model.apply)(exact, tokens))[0, len(prompt) :]
-        _, state = jax.jit(partial(model.apply, method="extend"))(exact, prompt[None])
-        drift = {}
-        for part, words in ROUNDED.items():
-            logits = _decoded(model, exact, state, found.tokens[:-1], words)
-            drift[part] = float(np.abs(np.asarray(logits) - expected).max())
-    return drift
-
-
-def _decoded(model: Any, params: Any, state: Any, tokens: np.ndarray, words: tuple[str, ...]) -> Any:
-    """Logits (n, V) behind each of the tokens; leaves of the state whose path has one of the words are rounded."""
-    import jax
-
-    def rounded(path: tuple, leaf: Any) -> Any:
-        chosen = leaf.dtype == np.float64 and any(word in jax.tree_util.keystr(path) for word in words)
-        return leaf.astype(np.float32).astype(np.float64) if chosen else leaf
-
-    def one(state: Any, token: Any) -> tuple[Any, Any]:
-        logits, state = model.apply(params, token[None], state, method="step")
-        return jax.tree_util.tree_map_with_path(rounded, state), logits[0]
-
-    return jax.jit(lambda state: jax.lax.scan(one, state, jax.numpy.asarray(tokens)))(state)[1]
-
-
 def block_times(config: Config, model: Any, params: Any, starts: list[Any]) -> list[float]:
     """Microseconds per token of generating a block from each of several states, in turns.
 
@@ -353,9 +239,10 @@ def block_times(config: Config, model: Any, params: Any, starts: list[Any]) -> l
     """
     import jax
 
+    from experiments.lightnet.drift import block_program
     from experiments.scan_benchmark.measure import take_turns
 
-    block, key = _block(config, model), jax.random.key(0)
+    block, key = block_program(model, config.block, config.temperature), jax.random.key(0)
     calls = [lambda start=start: jax.block_until_ready(block(params, *start, key)) for start in starts]
     for call in calls:
         call()

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import results
-from experiments.registry import unknown
 from experiments.results import About, Claim, Result, StoredResult
-from experiments.token_dynamics.text_models import SizeConfig, TextConfig, recipe
-from experiments.training.config import TrainConfig, require
+from experiments.token_dynamics.scenarios import check_variants
+from experiments.token_dynamics.text_models import SizeConfig, TextConfig, append_row, check_kept, recipe
+from experiments.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,14 +74,8 @@ class Config(results.Config):
     def __post_init__(self) -> None:
         """Check names and ranges."""
         super().__post_init__()
-        require("train.checkpoint.permanent_every", self.train.checkpoint.permanent_every, 1)
-        if self.train.eval_every != self.train.checkpoint.permanent_every:
-            raise ValueError("train.eval_every: expected train.checkpoint.permanent_every, so that states have losses")
-        for name in self.variants:
-            if name not in VARIANTS:
-                raise ValueError(f"variants: {unknown('variant', name, VARIANTS)}")
-        if len(set(self.variants)) < len(self.variants) or not self.variants:
-            raise ValueError("variants: expected at least one, each of them once")
+        check_kept(self.train)
+        check_variants(self.variants, VARIANTS)
 
 
 PRESETS = {
@@ -123,10 +117,9 @@ CLAIMS = (
 def run(config: Config, run_dir: Path) -> Result:
     """Train every variant with every seed, and measure norms before and after."""
     from experiments.runs import record_data
-    from experiments.token_dynamics.text_models import build, read_text, train_kept
+    from experiments.token_dynamics.text_models import build, read_texts, train_kept
 
-    texts = {seed: read_text(config.text, seed) for seed in config.seeds}
-    data = {name: sha256 for text in texts.values() for name, sha256 in text.data.items()}
+    texts, data = read_texts(config.text, config.seeds)
     record_data(run_dir, data)
     rows: dict[str, list] = {"variant": [], "seed": [], "updates": [], "depth": [], "growth": []}
     losses: dict[str, list] = {"variant": [], "seed": [], "nats per byte": [], "skipped updates": []}
@@ -136,10 +129,10 @@ def run(config: Config, run_dir: Path) -> Result:
         for seed, text in texts.items():
             folder = run_dir / "training" / f"{name.replace(' ', '-')}-seed{seed}"
             kept = train_kept(config.train, model, text, folder, seed=seed)
-            _append(losses, name, seed, float(kept.losses[-1]), kept.skipped)
+            append_row(losses, name, seed, float(kept.losses[-1]), kept.skipped)
             for step, variables in zip(kept.steps, kept.states, strict=True):
                 for depth, value in enumerate(growth(variables, text.analysed[:, :-1])):
-                    _append(rows, name, seed, int(step), depth, float(value))
+                    append_row(rows, name, seed, int(step), depth, float(value))
     return Result(_measured(config, rows), {"growth": rows, "losses": losses}, {}, data)
 
 
@@ -163,11 +156,6 @@ def growing(model: CausalLM) -> Callable[[Any, np.ndarray], np.ndarray]:
         return (logs - logs[:1]).mean(axis=(1, 2))
 
     return lambda variables, tokens: np.asarray(growth(variables, tokens))
-
-
-def _append(table: dict[str, list], *row: Any) -> None:
-    for column, entry in zip(table.values(), row, strict=True):
-        column.append(entry)
 
 
 def grown(config: Config, rows: Mapping[str, list], variant: str) -> np.ndarray:

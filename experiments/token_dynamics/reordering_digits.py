@@ -31,8 +31,8 @@ import numpy as np
 
 from experiments import results
 from experiments.digit_classification import CLASSES, accuracies, pixels, smoothed_loss, standardised_parts
-from experiments.registry import unknown
 from experiments.results import About, Claim, Result, StoredResult
+from experiments.token_dynamics.scenarios import check_variants
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 
 if TYPE_CHECKING:
@@ -104,11 +104,7 @@ class Config(results.Config):
         require("shift", self.shift, 0, 4)
         require("smoothing", self.smoothing, 0, below=1)
         require("train.eval_every", self.train.eval_every, 1)
-        for name in self.variants:
-            if name not in VARIANTS:
-                raise ValueError(f"variants: {unknown('variant', name, VARIANTS)}")
-        if len(set(self.variants)) < len(self.variants) or not self.variants:
-            raise ValueError("variants: expected at least one, each of them once")
+        check_variants(self.variants, VARIANTS)
 
 
 PRESETS = {

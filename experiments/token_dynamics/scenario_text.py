@@ -165,10 +165,9 @@ def run(config: Config, run_dir: Path) -> Result:
 
     from experiments.runs import record_data
     from experiments.token_dynamics.signs import eigenvalue_ratios, sign_asymmetry, smallest_factor
-    from experiments.token_dynamics.text_models import read_text
+    from experiments.token_dynamics.text_models import read_texts
 
-    texts = {seed: read_text(config.text, seed) for seed in config.seeds}
-    data = {name: sha256 for text in texts.values() for name, sha256 in text.data.items()}
+    texts, data = read_texts(config.text, config.seeds)
     record_data(run_dir, data)
     losses: dict[str, list[np.ndarray]] = {name: [] for name in config.variants}
     curves: dict[str, list[np.ndarray]] = {name: [] for name in config.variants}

@@ -14,7 +14,7 @@ control and `positive` are the same training written in two ways: they have the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +37,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 COLOURS = {"free": "#000000", "positive": "#0072B2", "mixed": "#009E73", "negative": "#D55E00", CONTROL: "#56B4E9"}
 
 
-def check_variants(variants: tuple[str, ...]) -> None:
+def check_variants(variants: tuple[str, ...], known: Collection[str] = tuple(VARIANTS)) -> None:
     """Refuse names that do not exist, and names given twice.
 
     Args:
         variants: of a config.
+        known: those that exist.
 
     Raises:
         ValueError: there is one.
@@ -53,8 +54,8 @@ def check_variants(variants: tuple[str, ...]) -> None:
         ValueError: variants: unknown variant 'positiv'; nearest: positive
     """
     for name in variants:
-        if name not in VARIANTS:
-            raise ValueError(f"variants: {unknown('variant', name, VARIANTS)}")
+        if name not in known:
+            raise ValueError(f"variants: {unknown('variant', name, known)}")
     if len(set(variants)) < len(variants) or not variants:
         raise ValueError("variants: expected at least one, each of them once")
 

@@ -7,7 +7,7 @@ deviation is width^-1/2: the published 0.02 is meant for models much wider. Toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,6 +143,52 @@ def read_text(config: TextConfig, seed: int) -> Text:
     train, held_out = (language.rows(vocabulary.encode(corpus.documents), config.length) for corpus in both)
     data = {f"{corpus.name}, seed {seed}": corpus.sha256 for corpus in both}
     return Text(vocabulary, train, held_out, spread(held_out["tokens"], config.analysed), data)
+
+
+def read_texts(config: TextConfig, seeds: Sequence[int]) -> tuple[dict[int, Text], dict[str, str]]:
+    """The text of every seed, and the hashes of all of them.
+
+    Args:
+        config: which text.
+        seeds: each decides which documents are held out.
+
+    Returns:
+        (seed -> text, name -> hash).
+    """
+    texts = {seed: read_text(config, seed) for seed in seeds}
+    return texts, {name: sha256 for text in texts.values() for name, sha256 in text.data.items()}
+
+
+def check_kept(train: TrainConfig) -> None:
+    """Refuse a training whose kept states have no losses of their own.
+
+    Args:
+        train: the training.
+
+    Raises:
+        ValueError: no states are kept, or they are not those that are evaluated.
+    """
+    require("train.checkpoint.permanent_every", train.checkpoint.permanent_every, 1)
+    require("train.eval_every", train.eval_every, 1)
+    if train.eval_every != train.checkpoint.permanent_every:
+        raise ValueError("train.eval_every: expected train.checkpoint.permanent_every, so that states have losses")
+
+
+def append_row(table: dict[str, list], *row: Any) -> None:
+    """Add a row to a table of columns.
+
+    Args:
+        table: column -> values.
+        *row: one value for each column, in their order.
+
+    Example:
+        >>> table = {"seed": [0], "loss": [2.5]}
+        >>> append_row(table, 1, 2.0)
+        >>> table
+        {'seed': [0, 1], 'loss': [2.5, 2.0]}
+    """
+    for column, entry in zip(table.values(), row, strict=True):
+        column.append(entry)
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:

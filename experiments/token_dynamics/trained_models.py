@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments import results
 from experiments.results import About, Claim, Result, StoredResult
-from experiments.token_dynamics.text_models import SizeConfig, TextConfig, recipe
+from experiments.token_dynamics.text_models import SizeConfig, TextConfig, append_row, check_kept, recipe
 from experiments.training.config import TrainConfig, require
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ class Config(results.Config):
         """Check the ranges."""
         super().__post_init__()
         require("drawn_layers", self.drawn_layers, 1)
-        require("train.checkpoint.permanent_every", self.train.checkpoint.permanent_every, 1)
-        if self.train.eval_every != self.train.checkpoint.permanent_every:
-            raise ValueError("train.eval_every: expected train.checkpoint.permanent_every, so that states have losses")
+        check_kept(self.train)
 
 
 PRESETS = {
@@ -119,11 +117,10 @@ CLAIMS = (
 def run(config: Config, run_dir: Path) -> Result:
     """Train a model with every seed, and analyse its checkpoints."""
     from experiments.runs import record_data
-    from experiments.token_dynamics.text_models import build, read_text, train_kept
+    from experiments.token_dynamics.text_models import build, read_texts, train_kept
     from ssm.dynamics.analysis import analyse
 
-    texts = {seed: read_text(config.text, seed) for seed in config.seeds}
-    data = {name: sha256 for text in texts.values() for name, sha256 in text.data.items()}
+    texts, data = read_texts(config.text, config.seeds)
     other, others = _other(config)
     record_data(run_dir, data | others)
     model = build(config.size, config.text.vocabulary, remat=config.train.remat)
@@ -136,7 +133,7 @@ def run(config: Config, run_dir: Path) -> Result:
             found = analyse(model, variables, text.analysed[:, :-1])
             _extend(layers, in_numbers(found), seed=seed, updates=int(step))
             for depth, norm in enumerate(found.residual.mean(axis=(1, 2))):
-                _append(norms, seed, int(step), depth, float(norm), float(loss))
+                append_row(norms, seed, int(step), depth, float(norm), float(loss))
             if step in (0, config.train.steps):
                 spectra = [layer.spectrum.eigenvalues for layer in found.layers if layer.spectrum is not None]
                 eigenvalues["trained" if step else "initial"].append(np.stack(spectra))
@@ -269,11 +266,6 @@ def _extend(table: dict[str, list], columns: Mapping[str, list], **same: Any) ->
     count = len(next(iter(columns.values())))
     for name, values in {**{name: [value] * count for name, value in same.items()}, **columns}.items():
         table.setdefault(name, []).extend(values)
-
-
-def _append(table: dict[str, list], *row: Any) -> None:
-    for column, entry in zip(table.values(), row, strict=True):
-        column.append(entry)
 
 
 def _plain(columns: Mapping[str, np.ndarray]) -> dict[str, list]:

@@ -37,8 +37,8 @@ import numpy as np
 
 from experiments import results
 from experiments.results import About, Claim, Result, StoredResult
-from experiments.token_dynamics.text_models import SizeConfig, TextConfig, recipe
-from experiments.training.config import TrainConfig, require
+from experiments.token_dynamics.text_models import SizeConfig, TextConfig, append_row, check_kept, recipe
+from experiments.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,10 +75,7 @@ class Config(results.Config):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        require("train.checkpoint.permanent_every", self.train.checkpoint.permanent_every, 1)
-        require("train.eval_every", self.train.eval_every, 1)
-        if self.train.eval_every != self.train.checkpoint.permanent_every:
-            raise ValueError("train.eval_every: expected train.checkpoint.permanent_every, so that states have losses")
+        check_kept(self.train)
 
 
 PRESETS = {
@@ -151,10 +148,9 @@ CLAIMS = (
 def run(config: Config, run_dir: Path) -> Result:
     """Train every model with every seed, and look into its checkpoints."""
     from experiments.runs import record_data
-    from experiments.token_dynamics.text_models import build, read_text, train_kept
+    from experiments.token_dynamics.text_models import build, read_texts, train_kept
 
-    texts = {seed: read_text(config.text, seed) for seed in config.seeds}
-    data = {name: sha256 for text in texts.values() for name, sha256 in text.data.items()}
+    texts, data = read_texts(config.text, config.seeds)
     record_data(run_dir, data)
     rows: dict[str, list] = {"model": [], "seed": [], "updates": [], "layer": [], "tokens": [], "predictor": []}
     rows["correlation"] = []
@@ -167,13 +163,13 @@ def run(config: Config, run_dir: Path) -> Result:
         for seed, text in texts.items():
             kept = train_kept(config.train, model, text, run_dir / "training" / f"{name}-seed{seed}", seed=seed)
             for step, loss, variables in zip(kept.steps, kept.losses, kept.states, strict=True):
-                _append(losses, name, seed, int(step), float(loss))
+                append_row(losses, name, seed, int(step), float(loss))
                 layers = look(variables, text.analysed)
                 for layer, found in enumerate(layers):
                     place = (name, seed, int(step), layer)
-                    _append(shares, *place, float(largest(found["share"], 0.1).mean()))
+                    append_row(shares, *place, float(largest(found["share"], 0.1).mean()))
                     for pair, value in correlations(found, np.random.default_rng([seed, int(step), layer])).items():
-                        _append(rows, *place, *pair, value)
+                        append_row(rows, *place, *pair, value)
             curves.append(np.mean([in_bins(found["rate"], found["share"], BINS) for found in layers], axis=0))
         by_rate[name] = np.stack(curves)
     tables = {"correlations": rows, "shares": shares, "losses": losses}
@@ -318,11 +314,6 @@ def in_bins(rate: np.ndarray, share: np.ndarray, bins: int) -> np.ndarray:
     """
     ordered = np.take_along_axis(share, np.argsort(rate, axis=1), axis=1) * share.shape[1]
     return np.array([part.mean() for part in np.array_split(ordered, bins, axis=1)])
-
-
-def _append(table: dict[str, list], *row: Any) -> None:
-    for column, entry in zip(table.values(), row, strict=True):
-        column.append(entry)
 
 
 def _measured(config: Config, rows: Mapping[str, list]) -> dict[str, Any]:

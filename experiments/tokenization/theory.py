@@ -40,29 +40,6 @@ def theorem_2_1_ratio(source: Source) -> float:
     return source.unigram_entropy() / _positive_entropy_rate(source)
 
 
-def oracle_loss(source: Source, length: int) -> float:
-    """Least loss of any model on stationary texts of m symbols: H_m / m = H_inf + (H_k - k H_inf) / m for m >= k.
-
-    Args:
-        source: stationary.
-        length: m, 1 or more.
-
-    Returns:
-        Nats per source symbol.
-
-    Raises:
-        ValueError: if m < 1.
-
-    Example:
-        >>> from experiments.sources import SwitchingSource
-        >>> round(oracle_loss(SwitchingSource(2, 0.8, 0.8), 512), 6)
-        0.501155
-    """
-    if length < 1:
-        raise ValueError(f"length: got {length}; expected 1 or more")
-    return source.block_entropy(length) / length
-
-
 def smallest_transition(source: Source) -> float:
     """delta of assumption 4.2: the smallest entry of the kernel.
 
@@ -179,6 +156,8 @@ def theorem_4_5_bound(source: Source, size: int, training_symbols: float) -> flo
 
 def block_loss(source: Source, block: int) -> float:
     """Loss of the best unigram over blocks of r symbols: L = H_r / r (equation 2 for order 1).
+
+    It is also the least loss of any model on texts of r symbols: H_inf + (H_k - k H_inf) / r for r >= k, the order.
 
     Args:
         source: stationary source.

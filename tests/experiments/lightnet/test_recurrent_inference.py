@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments.lightnet import recurrent_inference
+from experiments.lightnet import drift, recurrent_inference
 
 CONFIG = recurrent_inference.PRESETS["smoke"]
 
@@ -20,25 +20,38 @@ def generated():
     prompt = np.array([5, 6, 7], np.int32)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.asarray(prompt[None])))
     params = jax.tree.map(lambda leaf: 3 * leaf, params)  # so that logits are not all alike
-    return model, params, prompt, recurrent_inference.generate(CONFIG, model, params, prompt, seed=0)
+    return (
+        model,
+        params,
+        prompt,
+        drift.generate(
+            model,
+            params,
+            prompt,
+            seed=0,
+            tokens=CONFIG.tokens,
+            block=CONFIG.block,
+            temperature=CONFIG.temperature,
+        ),
+    )
 
 
 @pytest.mark.slow
 def test_decoding_agrees_with_the_parallel_pass_and_a_wrong_byte_would_show(generated):
     model, params, prompt, found = generated
     assert found.tokens.shape == (CONFIG.tokens,) and len(set(found.tokens.tolist())) > 5
-    drift = recurrent_inference.drifts(model, params, prompt, found)
-    assert drift.shape == (CONFIG.tokens,) and drift.max() < 1e-4
+    apart = drift.drifts(model, params, prompt, found)
+    assert apart.shape == (CONFIG.tokens,) and apart.max() < 1e-4
     wrong = found._replace(tokens=np.where(np.arange(CONFIG.tokens) == 20, 0, found.tokens))
-    drift = recurrent_inference.drifts(model, params, prompt, wrong)
-    assert drift[:21].max() < 1e-4 < drift[21:].min()
+    apart = drift.drifts(model, params, prompt, wrong)
+    assert apart[:21].max() < 1e-4 < apart[21:].min()
 
 
 @pytest.mark.slow
 def test_nothing_drifts_in_float64_and_each_part_that_is_rounded_does(generated):
-    drift = recurrent_inference.rounding(*generated)
-    assert drift.pop("nothing") < 1e-12
-    assert min(drift.values()) > 1e-9 and max(drift.values()) < 1e-4
+    apart = drift.rounding(*generated)
+    assert apart.pop("nothing") < 1e-12
+    assert min(apart.values()) > 1e-9 and max(apart.values()) < 1e-4
 
 
 @pytest.mark.slow

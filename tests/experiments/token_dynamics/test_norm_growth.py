@@ -7,6 +7,7 @@ import pytest
 
 from experiments.token_dynamics import norm_growth
 from experiments.token_dynamics.norm_growth import BARE, WHOLE
+from experiments.token_dynamics.text_models import append_row
 
 SMOKE = norm_growth.PRESETS["smoke"]
 
@@ -19,7 +20,7 @@ def test_claims_are_of_the_trained_models_and_the_whole_depth():
             for step in (0, 10):
                 for depth in range(3):
                     value = 1000 * number + 100 * seed * (1 + (name == "negative")) + step + depth
-                    norm_growth._append(rows, name, seed, step, depth, value)
+                    append_row(rows, name, seed, step, depth, value)
     config = replace(SMOKE, seeds=(3, 5), variants=variants)
     measured = norm_growth._measured(config, rows)
     assert {id: values.tolist() for id, values in measured.items()} == {

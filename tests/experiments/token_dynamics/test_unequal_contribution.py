@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from experiments.token_dynamics import unequal_contribution
+from experiments.token_dynamics.text_models import append_row
 from experiments.token_dynamics.unequal_contribution import CONTROLS, PREDICTORS
 
 SMOKE = unequal_contribution.PRESETS["smoke"]
@@ -51,7 +52,7 @@ def test_claims_are_means_over_layers_and_trained_states_of_a_seed():
                     for pair, value in base.items():
                         away = (100 if step == 0 else step / 1000 + layer / 100 + seed / 100) - (model == "free") / 4
                         row = (model, seed, step, layer, *pair, value + away)
-                        unequal_contribution._append(rows, *row)
+                        append_row(rows, *row)
     measured = unequal_contribution._measured(replace(SMOKE, seeds=(3, 5)), rows)
     assert set(measured) == {claim.id for claim in unequal_contribution.CLAIMS}
     away = np.array([0.015 + 0.005 + 0.03, 0.015 + 0.005 + 0.05])

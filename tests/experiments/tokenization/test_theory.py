@@ -18,7 +18,6 @@ from experiments.tokenization.theory import (
     block_loss,
     conjecture_1_bound,
     log_probability,
-    oracle_loss,
     smallest_transition,
     theorem_2_1_ratio,
     theorem_4_1_bound,
@@ -102,12 +101,12 @@ def test_blocks_need_many_more_tokens_than_the_theorem() -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_oracle_loss(source: Source) -> None:
+def test_block_loss_falls_to_the_entropy_rate(source: Source) -> None:
     """H_m / m = H_inf + (H_k - k H_inf) / m."""
     k, rate = source.order, source.entropy_rate()
     for m in (k + 1, 512):
-        assert math.isclose(oracle_loss(source, m), rate + (source.block_entropy(k) - k * rate) / m, rel_tol=1e-12)
-    assert math.isclose(oracle_loss(source, 1), source.unigram_entropy(), rel_tol=1e-9)
+        assert math.isclose(block_loss(source, m), rate + (source.block_entropy(k) - k * rate) / m, rel_tol=1e-12)
+    assert math.isclose(block_loss(source, 1), source.unigram_entropy(), rel_tol=1e-9)
 
 
 def test_conjecture_1() -> None:
@@ -174,7 +173,6 @@ def test_impossible_strings() -> None:
         (lambda: theorem_4_3_bound(SwitchingSource(3, 0.8, 0.8), 3.3), "source: got order 3"),
         (lambda: theorem_4_5_bound(SwitchingSource(4, 0.5, 0.5), 200, training_symbols=200), "source: got order 4"),
         (lambda: block_loss(SwitchingSource(1, 0.5, 0.5), 0), "block: got 0"),
-        (lambda: oracle_loss(FAST, 0), "length: got 0"),
         (lambda: theorem_2_1_ratio(SwitchingSource(1, 1.0, 1.0)), "entropy rate 0"),
         (lambda: theorem_4_1_size(FAST, 1.0), "factor: got 1.0"),
         (lambda: theorem_4_1_size(SwitchingSource(2, 0.8, 0.8), 2), "source: got order 2"),

@@ -34,10 +34,16 @@ def toy(toy) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_local(store, tmp_path):
-    """No test here leaves a file in the current folder, which an address taken for a path would."""
+def nothing_local(store, tmp_path, monkeypatch):
+    """No test here leaves a file in the current folder, which an address taken for a path would.
+
+    The folder is the test's own: tests beside it leave files in the checkout.
+    """
+    here = tmp_path / "current"
+    here.mkdir()
+    monkeypatch.chdir(here)
     yield
-    assert not Path("runs").exists() and not Path("gs:").exists()
+    assert not list(here.iterdir())
 
 
 def test_the_fake_can_do_no_more_than_an_object_store(monkeypatch):

@@ -6,7 +6,16 @@ from experiments.claims import CERTAINTIES, contradictions, ledger
 from experiments.errors import UserError
 from experiments.registry import discover, load_id
 
-PAPERS = {"lightnet", "token_dynamics", "tokenization", "distillation", "long_memory", "hiss", "recommendation"}
+PAPERS = {
+    "lightnet",
+    "token_dynamics",
+    "tokenization",
+    "markov_dynamics",
+    "distillation",
+    "long_memory",
+    "hiss",
+    "recommendation",
+}
 FOLDERS = {"long_memory": "state_spaces"}  # where the results of a paper's claims are, if not in a folder of its name
 
 ROW = """

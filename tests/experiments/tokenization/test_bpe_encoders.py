@@ -4,7 +4,7 @@ import pytest
 
 from experiments.tokenization import bpe_encoders
 from experiments.tokenization.bpe_encoders import PRESETS, SHORT, Config
-from tests.experiments.tokenization.stored import check_run
+from tests.experiments.result_run import check_run
 
 
 def test_smoke_run_and_what_must_hold_at_any_size(tmp_path):

@@ -10,7 +10,7 @@ from experiments.sources import MarkovSource, SwitchingSource
 from experiments.tokenization import lzw_tokens
 from experiments.tokenization.heavy_hitting import worst_log_probability
 from experiments.tokenization.lzw_tokens import PRESETS, Config, longest_likely
-from tests.experiments.tokenization.stored import check_run
+from tests.experiments.result_run import check_run
 
 
 def test_smoke_run_and_what_must_hold_at_any_size(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.tokenization import memoriser
 from experiments.tokenization.memoriser import PRESETS, Config, _promised
-from tests.experiments.tokenization.stored import check_run
+from tests.experiments.result_run import check_run
 
 
 def test_smoke_run_and_what_must_hold_at_any_size(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.tokenization import misleading_text
 from experiments.tokenization.misleading_text import PRESETS, Config
-from tests.experiments.tokenization.stored import check_run
+from tests.experiments.result_run import check_run
 
 
 def test_smoke_run_and_the_tokens_that_are_missing(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.tokenization import optimal_size
 from experiments.tokenization.optimal_size import PRESETS, Config, _least_growth
-from tests.experiments.tokenization.stored import check_run
+from tests.experiments.result_run import check_run
 
 
 def test_smoke_run_and_what_must_hold_at_any_size(tmp_path):

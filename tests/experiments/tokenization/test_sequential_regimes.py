@@ -6,7 +6,7 @@ import pytest
 
 from experiments.tokenization import sequential_regimes
 from experiments.tokenization.sequential_regimes import PRESETS, Config
-from tests.experiments.tokenization.stored import check_run
+from tests.experiments.result_run import check_run
 
 AT_500 = {"ours-sequential-bpe-small", "ours-sequential-bpe-loss"}
 

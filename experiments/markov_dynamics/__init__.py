@@ -1,0 +1,1 @@
+"""How small models learn Markov chains: plateaus, escapes, induction heads (see the README for the papers)."""

@@ -48,7 +48,7 @@ class Config(results.Config):
     """channels"""
     evaluation_rows: int = 64
     """texts that are evaluated"""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=800, batch_size=16, eval_every=10))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=600, batch_size=16, eval_every=10))
     """of every model"""
 
     def __post_init__(self) -> None:

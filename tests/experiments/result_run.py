@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import matplotlib
 import numpy as np
 
@@ -22,7 +23,12 @@ def check_run(module: ModuleType, config: Config, folder: Path, absent: set[str]
     Returns:
         The result.
     """
-    result = module.run(config, folder)
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)  # most of the time of a small run is compilation
+    try:
+        result = module.run(config, folder)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
     claims = {claim.id: claim for claim in module.CLAIMS}
     assert set(result.measured) == {id for id in claims if id.partition("/")[2] not in (absent or ())}
     for name, values in result.measured.items():

@@ -29,7 +29,7 @@ class RelativeAttention(nn.Module):
 
     Example:
         >>> attention = RelativeAttention(width=4, heads=2, length=3)
-        >>> (y, weights), _ = attention.init_with_output(jax.random.key(0), jnp.ones((1, 3, 4)))
+        >>> (y, weights), _ = jax.eval_shape(attention.init_with_output, jax.random.key(0), jnp.ones((1, 3, 4)))
         >>> y.shape, weights.shape
         ((1, 3, 4), (1, 2, 3, 3))
     """
@@ -73,7 +73,8 @@ class InductionModel(nn.Module):
 
     Example:
         >>> model = InductionModel(alphabet=2, length=5, width=4)
-        >>> (logits, weights), _ = model.init_with_output(jax.random.key(0), jnp.zeros((1, 5), jnp.int32))
+        >>> symbols = jnp.zeros((1, 5), jnp.int32)
+        >>> (logits, weights), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), symbols)
         >>> logits.shape, len(weights)
         ((1, 5, 2), 2)
     """

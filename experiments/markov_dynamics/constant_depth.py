@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Transformers on Markov data: constant depth suffices (arXiv 2407.17686)",
     source="Figure 3, order 2",
-    minutes={"smoke": 0.3, "cpu": 6},
+    minutes={"smoke": 0.3, "cpu": 3},
 )
 
 
 def _training(**changes: Any) -> TrainConfig:
     optimizer = OptimizerConfig(learning_rate=1e-3, schedule="cosine", weight_decay=1e-3)
-    return TrainConfig(**{"steps": 5000, "batch_size": 16, "eval_every": 100, "optimizer": optimizer, **changes})
+    return TrainConfig(**{"steps": 3000, "batch_size": 16, "eval_every": 100, "optimizer": optimizer, **changes})
 
 
 @dataclass(frozen=True)

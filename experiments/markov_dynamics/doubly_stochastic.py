@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="The Evolution of Statistical Induction Heads (arXiv 2402.11004)",
     source="doubly stochastic figure",
-    minutes={"smoke": 0.4, "cpu": 9},
+    minutes={"smoke": 0.4, "cpu": 7},
 )
 
 
 def _training(**changes: Any) -> TrainConfig:
     optimizer = OptimizerConfig(learning_rate=1e-3, schedule="constant", weight_decay=0.1)
-    return TrainConfig(**{"steps": 1000, "batch_size": 64, "eval_every": 25, "optimizer": optimizer, **changes})
+    return TrainConfig(**{"steps": 800, "batch_size": 64, "eval_every": 25, "optimizer": optimizer, **changes})
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Attention with Markov (arXiv 2402.04161)",
     source="order-2 masking figure",
-    minutes={"smoke": 0.3, "cpu": 5},
+    minutes={"smoke": 0.3, "cpu": 6},
 )
 
 
@@ -38,7 +38,7 @@ class Config(results.Config):
     """probability of 0 -> 1, two places later"""
     q: float = 0.3
     """probability of 1 -> 0, two places later"""
-    windows: tuple[int, ...] = (1, 2, 5, 20, 60, 0)
+    windows: tuple[int, ...] = (1, 2, 5, 20, 0)
     """furthest position back that is seen, rising; 0, as the last one, sees all"""
     length: int = 256
     """symbols of a text"""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Figure 2a, other lengths (ours)",
-    minutes={"smoke": 0.3, "cpu": 6},
+    minutes={"smoke": 0.3, "cpu": 4},
 )
 
 
@@ -48,7 +48,7 @@ class Config(results.Config):
     """channels"""
     evaluation_rows: int = 64
     """texts that are evaluated"""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=600, batch_size=16, eval_every=10))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch_size=16, eval_every=10))
     """of every model"""
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Figures 3 and 6",
-    minutes={"smoke": 0.5, "cpu": 10},
+    minutes={"smoke": 0.5, "cpu": 8},
 )
 
 
@@ -57,7 +57,7 @@ class Config(results.Config):
     """fresh rows that are evaluated"""
     reference_rows: int = 1000
     """rows that the n-gram references are fitted on, and as many that they are scored on"""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=600, batch_size=16, eval_every=20))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch_size=16, eval_every=20))
     """of every model"""
 
     def __post_init__(self) -> None:

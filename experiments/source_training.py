@@ -71,13 +71,6 @@ def train_on_source(
     """
     if len(evaluation) != len(seeds):
         raise ValueError(f"evaluation: got {len(evaluation)} sets, expected one for each of {len(seeds)} seeds")
-    sets = jax.tree.map(lambda *leaves: jnp.stack(leaves), *evaluation)
-
-    @jax.jit
-    def measured(params: Any) -> dict[str, jax.Array]:
-        values = mapped(measure, 1)(params, sets)
-        return {_name(name, seed): each[i] for name, each in values.items() for i, seed in enumerate(seeds)}
-
     # The rows of the loop only count: what a model sees comes from its key.
     outcome = train_together(
         config,
@@ -87,12 +80,26 @@ def train_on_source(
         folder,
         seeds=seeds,
         label=label,
-        evaluate=measured,
+        evaluate=_measuring(measure, evaluation, seeds),
     )
-    history = {name: values for name, values in outcome.evaluation.items() if name != "step"}
-    names = dict.fromkeys(name.rpartition(", seed ")[0] for name in history)
+    step, history = np.asarray(outcome.evaluation["step"]), outcome.evaluation
+    names = dict.fromkeys(name.rpartition(", seed ")[0] for name in history if name != "step")
     metrics = {name: np.stack([np.asarray(history[_name(name, seed)]) for seed in seeds]) for name in names}
-    return Curves(np.asarray(outcome.evaluation["step"]), metrics, outcome.params)
+    return Curves(step, metrics, outcome.params)
+
+
+def _measuring(
+    measure: Callable[[Any, Any], dict[str, jax.Array]], evaluation: Sequence[Any], seeds: Sequence[int]
+) -> Callable[[Any], dict[str, jax.Array]]:
+    """Stacked parameters -> each scalar of each seed, under a name of its own."""
+    sets = jax.tree.map(lambda *leaves: jnp.stack(leaves), *evaluation)
+
+    @jax.jit
+    def measured(params: Any) -> dict[str, jax.Array]:
+        values = mapped(measure, 1)(params, sets)
+        return {_name(name, seed): each[i] for name, each in values.items() for i, seed in enumerate(seeds)}
+
+    return measured
 
 
 def _name(metric: str, seed: int) -> str:

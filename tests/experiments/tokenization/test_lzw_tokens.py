@@ -22,7 +22,10 @@ def test_smoke_run_and_what_must_hold_at_any_size(tmp_path):
     assert len(table["size"]) == 2 * 2 * 2  # sources, seeds, sizes
 
 
-@pytest.mark.parametrize("kernel", [[[0.2, 0.8], [0.8, 0.2]], [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.5, 0.25, 0.25]]])
+@pytest.mark.parametrize(
+    "kernel",
+    [[[0.1, 0.9], [0.6, 0.4]], [[0.2, 0.8], [0.8, 0.2]], [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.5, 0.25, 0.25]]],
+)
 def test_the_longest_likely_string_by_enumeration(kernel):
     source = MarkovSource(kernel)
     for threshold in (-0.1, -0.5, -0.9, -1.7):

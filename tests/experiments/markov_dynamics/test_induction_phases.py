@@ -27,8 +27,9 @@ def test_the_plateau_ends_when_the_bigram_is_nearer_for_the_first_time():
         found = measure(metrics | {"cross_entropy": ones, "previous_token": ones}, np.array([0.9]))
         return [round(found[f"markov_dynamics/E1-{name}"][0], 6) for name in ("phases", "curves-cross")]
 
-    # Later evaluations nearer to the unigram do not count once the curves have crossed.
     assert values([0.3, 0.05, 0.06, 0.01], [0.4, 0.06, 0.02, 0.005]) == [0.05, 0.005]
+    # Later evaluations nearer to the unigram do not count once the curves have crossed.
+    assert values([0.3, 0.05, 0.06, 0.01], [0.4, 0.06, 0.02, 0.015]) == [0.05, -0.005]
     assert values([0.3, 0.05], [0.4, 0.1]) == [0.05, -0.05]  # they never cross
     assert values([0.3, 0.2], [0.1, 0.05]) == [0.3, -0.2]  # there is no plateau
 

@@ -10,6 +10,7 @@ computed in float32 at least.
 from kd.chunked import chunked_cross_entropy, chunked_divergence
 from kd.divergences import DIVERGENCES, divergence, reduce_tokens, token_divergence
 from kd.generators import GENERATORS, Generator
+from kd.sparse import sparse_divergence
 
 __all__ = [
     "DIVERGENCES",
@@ -19,5 +20,6 @@ __all__ = [
     "chunked_divergence",
     "divergence",
     "reduce_tokens",
+    "sparse_divergence",
     "token_divergence",
 ]

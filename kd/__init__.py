@@ -8,18 +8,63 @@ computed in float32 at least.
 """
 
 from kd.chunked import chunked_cross_entropy, chunked_divergence
+from kd.classification import (
+    BothLosses,
+    abkd,
+    bd_kd,
+    bd_weights,
+    class_centroids,
+    conditional_information,
+    dist,
+    dkd,
+    dkd_terms,
+    dkd_warmup,
+    hinton,
+    kl_top,
+    mcmi_teacher,
+    mdcs_consistency,
+    mdcs_diversity,
+    mdcs_weight,
+    pld,
+    sinkd,
+    sinkd_sample_wise,
+    sinkhorn,
+)
 from kd.divergences import DIVERGENCES, divergence, reduce_tokens, token_divergence
+from kd.fusion import fuse_logits, solve_alpha
 from kd.generators import GENERATORS, Generator
 from kd.sparse import sparse_divergence
 
 __all__ = [
     "DIVERGENCES",
     "GENERATORS",
+    "BothLosses",
     "Generator",
+    "abkd",
+    "bd_kd",
+    "bd_weights",
     "chunked_cross_entropy",
     "chunked_divergence",
+    "class_centroids",
+    "conditional_information",
+    "dist",
     "divergence",
+    "dkd",
+    "dkd_terms",
+    "dkd_warmup",
+    "fuse_logits",
+    "hinton",
+    "kl_top",
+    "mcmi_teacher",
+    "mdcs_consistency",
+    "mdcs_diversity",
+    "mdcs_weight",
+    "pld",
     "reduce_tokens",
+    "sinkd",
+    "sinkd_sample_wise",
+    "sinkhorn",
+    "solve_alpha",
     "sparse_divergence",
     "token_divergence",
 ]

@@ -28,7 +28,7 @@ def as_floats(shape: str, **operands: Any) -> tuple[Array, ...]:
     """Float arrays that agree in their axes, as JAX arrays in their own precision.
 
     Args:
-        shape: letters of the axes, for example "B C"; "... V" accepts any number of axes before the last.
+        shape: letters of the axes, for example "B C"; "... V" accepts any number of axes in that place.
         **operands: what was given, by the name of the argument.
 
     Returns:
@@ -48,7 +48,7 @@ def as_floats(shape: str, **operands: Any) -> tuple[Array, ...]:
     first: tuple[int, ...] | None = None
     for name, x in operands.items():
         fits = isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.floating)
-        if fits and letters[0] == "...":
+        if fits and "..." in letters:
             fits = x.ndim >= len(letters) - 1
         elif fits:
             fits = x.ndim == len(letters)

@@ -162,7 +162,7 @@ def _mean(
         check_count("vocab_chunk", vocab_chunk)
     mask = as_mask(mask, h.shape[:-1])
     dtype = at_least_float32(jnp.zeros((), jnp.promote_types(h.dtype, W.dtype))).dtype
-    scale = jnp.asarray(factor * per_token(h.shape[:-1], mask, denominator), dtype)
+    scale = jnp.asarray(factor * per_token(h.shape[:-1], mask, denominator, dtype), dtype)
     weight = jnp.broadcast_to(scale, h.shape[:-1]) if mask is None else jnp.where(mask, scale, 0)
     placed = placement(h.shape[:-1], len(W))
     plan = Plan(row, token_chunk, vocab_chunk, placed.vocabulary if placed else ())

@@ -164,11 +164,13 @@ def reduce_tokens(x: ArrayInput, mask: ArrayInput = None, denominator: Number | 
     x = at_least_float32(x)
     mask = as_mask(mask, x.shape)
     total = jnp.sum(x if mask is None else jnp.where(mask, x, 0))
-    return total * per_token(x.shape, mask, denominator)
+    return total * per_token(x.shape, mask, denominator, total.dtype)
 
 
-def per_token(shape: tuple[int, ...], mask: Array | None, denominator: Number | None) -> Array:
-    """1 / denominator in float32, by default that of the mask, and 0 where the denominator is 0.
+def per_token(
+    shape: tuple[int, ...], mask: Array | None, denominator: Number | None, dtype: Any = jnp.float32
+) -> Array:
+    """1 / denominator, by default the number of tokens that count, and 0 where that is 0.
 
     Raises:
         ValueError: the denominator is below 0.
@@ -178,10 +180,10 @@ def per_token(shape: tuple[int, ...], mask: Array | None, denominator: Number | 
         (0.25, 0.0)
     """
     if denominator is None:
-        number = jnp.float32(math.prod(shape)) if mask is None else jnp.sum(mask, dtype=jnp.float32)
+        number = jnp.asarray(math.prod(shape), dtype) if mask is None else jnp.sum(mask, dtype=dtype)
     else:
         check_number("denominator", denominator, at_least=0)
-        number = jax.lax.stop_gradient(jnp.asarray(denominator, jnp.float32))
+        number = jax.lax.stop_gradient(jnp.asarray(denominator, dtype))
     return jnp.where(number > 0, 1 / jnp.where(number > 0, number, 1), 0)
 
 
@@ -209,6 +211,25 @@ def terms(row: Row, lp: Array, lq: Array) -> Array:
 def _terms_jvp(row: Row, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     lp, lq = primals
     return terms(row, lp, lq), present(row.a, lp, lq) * tangents[1]
+
+
+def textbook_terms(row: Row, lp: Array, lq: Array) -> Array:
+    """phi as the textbook has it: what to sum where p or q does not sum to 1 over what is summed.
+
+    Args:
+        row: the divergence.
+        lp: log p, of any shape.
+        lq: log q, of the same shape.
+
+    Returns:
+        Of that shape; entries may be below 0.
+
+    Example:
+        >>> half, quarter = jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25]))
+        >>> print(f"{textbook_terms(divergence('reverse_kl'), half, quarter)[0]:.4f}")
+        -0.1733
+    """
+    return terms(row, lp, lq) - row.slope * (jnp.exp(lq) - jnp.exp(lp))
 
 
 def present(f: Callable[[Array, Array], Array], lp: Array, lq: Array) -> Array:

@@ -7,6 +7,7 @@ comes in parts. No gradient goes into the teacher unless a function trains it. L
 computed in float32 at least.
 """
 
+from kd.adaptive import TAIDState, akl, taid, taid_start, taid_update
 from kd.chunked import chunked_cross_entropy, chunked_divergence
 from kd.classification import (
     BothLosses,
@@ -33,6 +34,7 @@ from kd.classification import (
 from kd.divergences import DIVERGENCES, divergence, reduce_tokens, token_divergence
 from kd.fusion import fuse_logits, solve_alpha
 from kd.generators import GENERATORS, Generator
+from kd.sampled import f_dpg_loss, f_dpo_loss
 from kd.sparse import sparse_divergence
 
 __all__ = [
@@ -40,7 +42,9 @@ __all__ = [
     "GENERATORS",
     "BothLosses",
     "Generator",
+    "TAIDState",
     "abkd",
+    "akl",
     "bd_kd",
     "bd_weights",
     "chunked_cross_entropy",
@@ -52,6 +56,8 @@ __all__ = [
     "dkd",
     "dkd_terms",
     "dkd_warmup",
+    "f_dpg_loss",
+    "f_dpo_loss",
     "fuse_logits",
     "hinton",
     "kl_top",
@@ -66,5 +72,8 @@ __all__ = [
     "sinkhorn",
     "solve_alpha",
     "sparse_divergence",
+    "taid",
+    "taid_start",
+    "taid_update",
     "token_divergence",
 ]

@@ -28,7 +28,7 @@ def dist(
     ce_weight: Number = 1.0,
     tau_squared: bool = False,
 ) -> Array:
-    """ce_weight CE(s, y) + beta inter + gamma intra (equation 10).
+    """ce_weight CE(s, y) + beta inter + gamma intra.
 
     The intra term is of the batch that the function is given: where it is one part of a larger one, gather first.
 

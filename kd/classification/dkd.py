@@ -28,7 +28,7 @@ def dkd(
     ce_weight: Number = 1.0,
     kd_weight: Number = 1.0,
 ) -> Array:
-    """Decoupled distillation: ce_weight CE(s, y) + kd_weight tau^2 mean(alpha TCKD + beta NCKD) (equation 7).
+    """Decoupled distillation: ce_weight CE(s, y) + kd_weight tau^2 mean(alpha TCKD + beta NCKD).
 
     Args:
         s: student logits (B, C).

@@ -32,6 +32,7 @@ from kd.classification import (
     sinkhorn,
 )
 from kd.divergences import DIVERGENCES, divergence, reduce_tokens, token_divergence
+from kd.features import attention_transfer, crd, rkd_angle, rkd_distance
 from kd.fusion import fuse_logits, solve_alpha
 from kd.generators import GENERATORS, Generator
 from kd.sampled import f_dpg_loss, f_dpo_loss
@@ -45,12 +46,14 @@ __all__ = [
     "TAIDState",
     "abkd",
     "akl",
+    "attention_transfer",
     "bd_kd",
     "bd_weights",
     "chunked_cross_entropy",
     "chunked_divergence",
     "class_centroids",
     "conditional_information",
+    "crd",
     "dist",
     "divergence",
     "dkd",
@@ -67,6 +70,8 @@ __all__ = [
     "mdcs_weight",
     "pld",
     "reduce_tokens",
+    "rkd_angle",
+    "rkd_distance",
     "sinkd",
     "sinkd_sample_wise",
     "sinkhorn",

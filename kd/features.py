@@ -15,8 +15,8 @@ from kd.typing import Array, Number
 def attention_transfer(f_s: ArrayInput, f_t: ArrayInput, *, power: int = 2, released: bool = False) -> Array:
     """Distance of the normalised attention maps of a layer (AT, arXiv 1612.03928).
 
-    Q = sum over the channels of |f|^power, at every position; the mean over the batch of ||Q_s / ||Q_s|| - Q_t / ||Q_t||
-    ||, with Euclidean norms over the positions.
+    Q = sum over the channels of |f|^power, at every position; the mean over the batch of |Q_s / |Q_s| - Q_t / |Q_t||,
+    with Euclidean norms over the positions.
 
     Args:
         f_s: the student's features (B, height, width, channels).

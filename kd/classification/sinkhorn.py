@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_floats, at_least_float32, check_count, check_number, got
+from kd.classification.potentials import potentials
 from kd.typing import Array, Number
 
 
@@ -29,8 +30,8 @@ def sinkhorn(
         b: sums of the columns (m), above 0; None is 1 for each.
         eps: strength of the entropy, in the unit of the cost.
         n_iters: iterations.
-        log_domain: whether logarithms are iterated. Otherwise exp(-W / eps) itself is, which is faster, and in float32
-            0 / 0 where all costs of a row are above 87 eps.
+        log_domain: whether logarithms are iterated. Otherwise exp(-W / eps) itself is, as in the released code: in
+            float32 0 / 0 where all costs of a row are above 87 eps.
 
     Returns:
         Pi (n, m).
@@ -50,13 +51,8 @@ def sinkhorn(
     a, b = (_marginal(name, x, size, cost) for name, x, size in zip("ab", (a, b), cost.shape, strict=True))
     if not log_domain:
         return _normalised(jnp.exp(-cost / eps), a, b, n_iters)
-    log_kernel, log_a, log_b = -cost / eps, jnp.log(a), jnp.log(b)
-
-    def iterate(potentials: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        f = log_a - jax.nn.logsumexp(log_kernel + potentials[1][None], axis=1)
-        return (f, log_b - jax.nn.logsumexp(log_kernel + f[:, None], axis=0)), None
-
-    (f, g), _ = jax.lax.scan(iterate, (jnp.zeros_like(a), jnp.zeros_like(b)), length=n_iters)
+    log_kernel = -cost / eps
+    f, g = potentials(n_iters, log_kernel, jnp.log(a), jnp.log(b))
     return jnp.exp(log_kernel + f[:, None] + g[None])
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from kd.classification import sinkd, sinkd_sample_wise, sinkhorn
+from kd.classification.potentials import potentials
 from kd.classification.sinkhorn import l1_costs
 from tests.kd.cases import in_float64, softmax
 
@@ -52,6 +53,31 @@ def test_plan():
     for plan in both:
         np.testing.assert_allclose(plan.sum(0), b, rtol=1e-9)
         np.testing.assert_allclose(plan.sum(1), a, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [2.0, 15.0, 300.0])
+def test_potentials_and_their_gradient(spread):
+    """Products of exponentials where these are in range, logarithms elsewhere: the iterations and their gradient."""
+    L = -spread * RANDOM.random((5, 4))
+    log_a, log_b, *g = (np.log(RANDOM.dirichlet(np.ones(n))) for n in (5, 4, 5, 4))
+
+    def iterated(L, log_a, log_b):
+        g = jnp.zeros_like(log_b)
+        for _ in range(6):
+            f = log_a - jax.nn.logsumexp(L + g[None], axis=1)
+            g = log_b - jax.nn.logsumexp(L + f[:, None], axis=0)
+        return f, g
+
+    def value_and_gradients(iterate):
+        def of(*x):
+            found, pull = jax.vjp(iterate, *x)
+            return found, pull((jnp.asarray(g[0]), jnp.asarray(g[1])))
+
+        return in_float64(of, L, log_a, log_b)
+
+    have, want = (value_and_gradients(f) for f in (lambda *x: potentials(6, *x), iterated))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11), have, want)
 
 
 def test_limits_of_the_entropy():
@@ -131,7 +157,7 @@ def test_against_ott():
     from ott.geometry import geometry
     from ott.solvers import linear
 
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         problem = geometry.Geometry(cost_matrix=jnp.asarray(COST), epsilon=0.1)
         theirs = np.asarray(linear.solve(problem, threshold=1e-10, max_iterations=5000).matrix)
     ours = in_float64(lambda W: sinkhorn(W, n_iters=2000), COST)

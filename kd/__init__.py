@@ -19,13 +19,11 @@ from kd.classification import (
     dist,
     dkd,
     dkd_terms,
-    dkd_warmup,
     hinton,
     kl_top,
     mcmi_teacher,
     mdcs_consistency,
     mdcs_diversity,
-    mdcs_weight,
     pld,
     sinkd,
     sinkd_sample_wise,
@@ -36,6 +34,7 @@ from kd.features import attention_transfer, crd, rkd_angle, rkd_distance
 from kd.fusion import fuse_logits, solve_alpha
 from kd.generators import GENERATORS, Generator
 from kd.sampled import f_dpg_loss, f_dpo_loss
+from kd.schedules import dkd_warmup, mdcs_weight, temperature_anneal
 from kd.sparse import sparse_divergence
 
 __all__ = [
@@ -80,5 +79,6 @@ __all__ = [
     "taid",
     "taid_start",
     "taid_update",
+    "temperature_anneal",
     "token_divergence",
 ]

@@ -96,14 +96,3 @@ def _split(z: Array, y: Array, target: Array) -> tuple[Array, Array]:
     others = jnp.where(target, -jnp.inf, log_p)
     binary = [jnp.take_along_axis(log_p, y[:, None], 1), jax.nn.logsumexp(others, axis=1, keepdims=True)]
     return jnp.concatenate(binary, 1), jax.nn.log_softmax(jnp.where(target, -jnp.inf, z))
-
-
-def dkd_warmup(epoch: Number, epochs: Number = 20) -> Array:
-    """Weight of the teacher in the first epochs: min(epoch / epochs, 1).
-
-    Example:
-        >>> dkd_warmup(5).tolist(), dkd_warmup(40).tolist()
-        (0.25, 1.0)
-    """
-    check_number("epochs", epochs, above=0)
-    return jnp.minimum(jnp.asarray(epoch / epochs, jnp.float32), 1)

@@ -12,10 +12,10 @@ a gradient.
 import jax
 import jax.numpy as jnp
 
-from kd.checks import ArrayInput, as_floats, as_labels, at_least_float32, check_count, check_number, got, known
+from kd.checks import ArrayInput, as_floats, as_labels, at_least_float32, got, known
 from kd.classification.inputs import cross_entropy
 from kd.divergences import reduce_tokens, token_divergence
-from kd.typing import Array, Number
+from kd.typing import Array
 
 EXPERTS = (-0.5, 1.0, 2.5)
 
@@ -79,15 +79,3 @@ def mdcs_consistency(weak: ArrayInput, strong: ArrayInput, y: ArrayInput) -> Arr
     chosen = jnp.argmax(weak, axis=2) == y[None]
     value = token_divergence("forward_kl", strong, weak, mask=chosen)
     return jnp.sum(jax.vmap(reduce_tokens)(value, chosen))
-
-
-def mdcs_weight(epoch: Number, *, largest: Number = 0.6, epochs: int = 20) -> Array:
-    """Weight of the consistency: largest min(epoch / epochs, 1).
-
-    Example:
-        >>> print(f"{mdcs_weight(10):.2f}")
-        0.30
-    """
-    check_number("epoch", epoch, at_least=0)
-    check_count("epochs", epochs)
-    return largest * jnp.minimum(jnp.asarray(epoch / epochs, jnp.float32), 1)

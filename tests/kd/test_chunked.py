@@ -105,6 +105,18 @@ def test_teacher_denominator_and_nothing_to_count():
 
 
 @pytest.mark.slow
+def test_over_seeds():
+    h, W = (np.stack([x, 0.5 * x]).astype(np.float32) for x in STUDENT)
+
+    def loss(h, W):
+        return kd.chunked_divergence("jsd", h, W, 2 * h, W, token_chunk=3, vocab_chunk=4)
+
+    have = jax.jit(jax.vmap(jax.value_and_grad(loss, (0, 1))))(h, W)
+    want = jax.jit(jax.value_and_grad(loss, (0, 1)))(h[1], W[1])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, rtol=1e-5, atol=1e-7), have, want)
+
+
+@pytest.mark.slow
 def test_bfloat16():
     low = [jnp.asarray(x, jnp.bfloat16) for x in (*STUDENT, *TEACHER)]
     exact = in_float64(lambda *x: dense("forward_kl", *x), *(np.asarray(x, np.float64) for x in low), MASK)

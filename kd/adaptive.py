@@ -155,7 +155,8 @@ def akl(
 
     Example:
         >>> s, t = jnp.array([[1.0, 0.0, 0.5]]), jnp.array([[2.0, 0.0, 0.1]])
-        >>> akl(t, t).tolist(), bool(akl(s, t)[0] > 0)
+        >>> f = jax.jit(akl)
+        >>> f(t, t).tolist(), bool(f(s, t)[0] > 0)
         ([0.0], True)
     """
     s, t = as_logits(s, t, common_vocab)
@@ -171,7 +172,7 @@ def akl_weight(s: Array, t: Array, *, mu: Number = 0.5, temperature: Number = 1.
     """w of every token, without gradient; 1/2 where teacher and student agree.
 
     Example:
-        >>> akl_weight(jnp.zeros((1, 2)), jnp.zeros((1, 2))).tolist()
+        >>> jax.jit(akl_weight)(jnp.zeros((1, 2)), jnp.zeros((1, 2))).tolist()
         [0.5]
     """
     if mask is not None:

@@ -10,6 +10,7 @@ devices, each has one part of W and the sums are over all of them.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -115,14 +116,11 @@ def _one_chunk(
     count = -(-len(W) // size)
     empty = Running(jnp.full(len(h), -jnp.inf, weight.dtype), jnp.zeros(len(h), weight.dtype))
 
+    tile = partial(_tile, plan, size, target, h, W, inverse_tau, weight.dtype)
+    only = tile(0) if count == 1 else None
+
     def logits(i: Array | int) -> tuple[Array, Array]:
-        return _tile(plan, size, i, target, h, W, inverse_tau, weight.dtype)
-
-    if count == 1:
-        kept = logits(0)
-
-        def logits(i: Array | int) -> tuple[Array, Array]:
-            return kept
+        return tile(i) if only is None else only
 
     running = _over(count, lambda so_far, i: tuple(map(_extended, so_far, logits(i))), (empty, empty))
     normalisers = [_log_sum_exp(each, plan.vocab_axes)[:, None] for each in running]
@@ -155,7 +153,7 @@ def _one_chunk(
 
 
 def _tile(
-    plan: Plan, size: int, i: Array | int, target: Teacher | Labels, h: Array, W: Array, inverse_tau: Array, dtype: Any
+    plan: Plan, size: int, target: Teacher | Labels, h: Array, W: Array, inverse_tau: Array, dtype: Any, i: Array | int
 ) -> tuple[Array, Array]:
     """The teacher's and the student's logits of one tile; -inf for what the tile before it has."""
     first = _first(i, size, len(W))

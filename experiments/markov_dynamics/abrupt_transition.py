@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Abrupt in-context learning, Reddy (arXiv 2312.03002)",
     source="learning curves, progress measures",
-    minutes={"smoke": 0.3, "cpu": 4},
+    minutes={"smoke": 0.3, "cpu": 6},
 )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="The Evolution of Statistical Induction Heads (arXiv 2402.11004)",
     source="doubly stochastic figure",
-    minutes={"smoke": 0.4, "cpu": 7},
+    minutes={"smoke": 0.4, "cpu": 3},
 )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Transformers on Markov data: constant depth suffices (arXiv 2407.17686)",
     source="Section 2, Bayes-optimal estimator",
-    minutes={"smoke": 0.2, "cpu": 1.0},
+    minutes={"smoke": 0.2, "cpu": 0.2},
 )
 
 

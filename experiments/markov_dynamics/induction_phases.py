@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="The Evolution of Statistical Induction Heads (arXiv 2402.11004)",
     source="phases of training, attention",
-    minutes={"smoke": 0.3, "cpu": 7},
+    minutes={"smoke": 0.3, "cpu": 4},
 )
 
 

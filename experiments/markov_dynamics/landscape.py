@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Attention with Markov (arXiv 2402.04161)",
     source="canonical two-parameter model",
-    minutes={"smoke": 0.1, "cpu": 1.0},
+    minutes={"smoke": 0.1, "cpu": 0.1},
 )
 
 

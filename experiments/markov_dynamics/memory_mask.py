@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Attention with Markov (arXiv 2402.04161)",
     source="order-2 masking figure",
-    minutes={"smoke": 0.3, "cpu": 6},
+    minutes={"smoke": 0.3, "cpu": 3.5},
 )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Abrupt in-context learning, Reddy (arXiv 2312.03002)",
     source="minimal model",
-    minutes={"smoke": 0.1, "cpu": 0.5},
+    minutes={"smoke": 0.1, "cpu": 0.03},
 )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Attention with Markov (arXiv 2402.04161)",
     source="tied and untied losses at (0.5, 0.8), depth",
-    minutes={"smoke": 0.3, "cpu": 4, "paper": 10},
+    minutes={"smoke": 0.3, "cpu": 3.5, "paper": 10},
 )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Theorem E.2",
-    minutes={"smoke": 0.1, "cpu": 0.5},
+    minutes={"smoke": 0.1, "cpu": 0.2},
 )
 
 

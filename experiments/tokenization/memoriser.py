@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Theorem D.1",
-    minutes={"smoke": 0.1, "cpu": 0.3},
+    minutes={"smoke": 0.1, "cpu": 0.5},
 )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Appendix C, theorem C.1",
-    minutes={"smoke": 0.1, "cpu": 1.0},
+    minutes={"smoke": 0.1, "cpu": 0.5},
 )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Figure 4",
-    minutes={"smoke": 0.4, "cpu": 2},
+    minutes={"smoke": 0.4, "cpu": 0.5},
 )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Figures 3 and 6",
-    minutes={"smoke": 0.5, "cpu": 8},
+    minutes={"smoke": 0.5, "cpu": 7},
 )
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Algorithm 1, theorems 4.7 and B.1",
-    minutes={"smoke": 0.1, "cpu": 0.5},
+    minutes={"smoke": 0.1, "cpu": 0.1},
 )
 
 

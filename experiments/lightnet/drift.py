@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Parts of LightNet's state by words in the paths of their leaves.
+# What is rounded: words in the paths of leaves of LightNet's state, and whether its sums keep their remainders.
 ROUNDED = {
-    "nothing": (),
-    "everything": ("",),
-    "sum of the keys' weights": (".total",),
-    "state of the recurrence": (".recurrence.state",),
-    "MD-TPE": (".input_positions",),
+    "nothing": ((), True),
+    "everything": (("",), True),
+    "sum of the keys' weights": ((".total",), True),
+    "state of the recurrence": ((".recurrence.state",), True),
+    "MD-TPE": ((".input_positions",), True),
+    "sum of the keys' weights, without its remainder": ((".total",), False),
+    "state of the recurrence, without its remainder": ((".recurrence.state",), False),
+    "everything, without remainders": (("",), False),
 }
 
 
@@ -107,6 +110,8 @@ def drifts(model: Any, params: Any, prompt: np.ndarray, found: Generation) -> np
 def rounding(model: Any, params: Any, prompt: np.ndarray, found: Generation) -> dict[str, float]:
     """Where drift comes from: decoding in float64, with parts of its state rounded to float32 after every token.
 
+    What rounding leaves out of a sum is kept as its remainder, as a step in float32 keeps it, or dropped.
+
     Args:
         model: which generated.
         params: its variables.
@@ -124,22 +129,38 @@ def rounding(model: Any, params: Any, prompt: np.ndarray, found: Generation) -> 
         expected = np.asarray(jax.jit(model.apply)(exact, tokens))[0, len(prompt) :]
         _, state = jax.jit(partial(model.apply, method="extend"))(exact, prompt[None])
         drift = {}
-        for part, words in ROUNDED.items():
-            logits = _decoded(model, exact, state, found.tokens[:-1], words)
+        for part, (words, remainders) in ROUNDED.items():
+            logits = _decoded(model, exact, state, found.tokens[:-1], words, remainders)
             drift[part] = float(np.abs(np.asarray(logits) - expected).max())
     return drift
 
 
-def _decoded(model: Any, params: Any, state: Any, tokens: np.ndarray, words: tuple[str, ...]) -> Any:
-    """Logits (n, V) behind each of the tokens; leaves of the state whose path has one of the words are rounded."""
+def _decoded(model: Any, params: Any, state: Any, tokens: np.ndarray, words: tuple[str, ...], remainders: bool) -> Any:
+    """Logits (n, V) behind each of the tokens, with parts of the state in float32."""
+    import jax
+
+    def one(state: Any, token: Any) -> tuple[Any, Any]:
+        logits, state = model.apply(params, token[None], state, method="step")
+        return _single(state, words, remainders), logits[0]
+
+    return jax.jit(lambda state: jax.lax.scan(one, state, jax.numpy.asarray(tokens)))(state)[1]
+
+
+def _single(state: Any, words: tuple[str, ...], remainders: bool) -> Any:
+    """A state with the values of float32 in leaves whose path has one of the words; what that leaves out is kept."""
     import jax
 
     def rounded(path: tuple, leaf: Any) -> Any:
         chosen = leaf.dtype == np.float64 and any(word in jax.tree_util.keystr(path) for word in words)
         return leaf.astype(np.float32).astype(np.float64) if chosen else leaf
 
-    def one(state: Any, token: Any) -> tuple[Any, Any]:
-        logits, state = model.apply(params, token[None], state, method="step")
-        return jax.tree_util.tree_map_with_path(rounded, state), logits[0]
+    def layer(exact: Any, stored: Any) -> Any:
+        sums, single = exact.recurrence, stored.recurrence
+        parts = exact.remainder._asdict().items()
+        left = {part: getattr(sums, part) - getattr(single, part) + x for part, x in parts}
+        left = {part: remainders * x.astype(np.float32).astype(np.float64) for part, x in left.items()}
+        return stored._replace(remainder=exact.remainder._replace(**left))
 
-    return jax.jit(lambda state: jax.lax.scan(one, state, jax.numpy.asarray(tokens)))(state)[1]
+    stored = jax.tree_util.tree_map_with_path(rounded, state)
+    layers = tuple(layer(*pair) for pair in zip(state.backbone, stored.backbone, strict=True))
+    return stored._replace(backbone=layers)

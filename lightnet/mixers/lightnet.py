@@ -7,6 +7,9 @@ gate, a norm and a projection (`GatedOutput`). The paper itself was not at hand.
 implementations, one of them by its first author; the form without an order follows from what the paper's reviews quote;
 which of the switches below the paper has on is not known, and the defaults are the first author's code, except for its
 phantom token. No activation on values and logits, queries are not scaled, H K = D.
+
+Sums over all tokens so far drift in float32, so the state of normalised keys keeps what rounding leaves out of them
+(`lightnet.scan.additive.compensated`). Within one call sums are added up chunk by chunk, which needs none of that.
 """
 
 from functools import partial
@@ -24,12 +27,13 @@ from lightnet.scan import (
     AdditiveState,
     additive_global,
     additive_recurrence,
-    additive_step,
     causal_conv,
     causal_conv_step,
     gated_linear_attention,
     gated_linear_step,
 )
+from lightnet.scan.additive import Remainder, compensated_end, compensated_step
+from lightnet.scan.additive.compensated import no_remainder
 from lightnet.typing import Array
 
 DECAYS = ("shared", "vector", "scalar")
@@ -43,10 +47,18 @@ class DecayState(NamedTuple):
 
 
 class LightNetState(NamedTuple):
-    """The next position (B,), the recurrence's state, and the last inputs of the convolution (B, width - 1, 3 D)."""
+    """What the mixer carries from token to token.
+
+    Attributes:
+        position: (B,), the next one.
+        recurrence: the sums of the tokens so far.
+        remainder: what rounding left out of them, so that they do not drift; None of a `DecayState`.
+        conv: the last inputs of the convolution (B, width - 1, 3 D), or None.
+    """
 
     position: Array
     recurrence: AdditiveState | DecayState
+    remainder: Remainder | None
     conv: Array | None
 
 
@@ -135,13 +147,15 @@ class LightNetAttention(GatedMixer):
         keys = (batch, self.num_heads, size)
         matrix = jnp.zeros((*keys[:2], size if self.relative is None else 2 * size, size), dtype)
         recurrence: AdditiveState | DecayState
+        remainder = None
         if self.normalised:
             recurrence = AdditiveState(jnp.full(keys, -jnp.inf, dtype), jnp.zeros(keys, dtype), matrix)
+            remainder = no_remainder(recurrence)
         else:
             logits = keys if self.decay == "vector" else (*keys[:2], 1)
             recurrence = DecayState(jnp.full(logits, EMPTY, dtype), matrix)
         conv = jnp.zeros((batch, self.conv_width - 1, 3 * self.width), dtype) if self.conv_width else None
-        return LightNetState(jnp.zeros(batch, jnp.int32), recurrence, conv)
+        return LightNetState(jnp.zeros(batch, jnp.int32), recurrence, remainder, conv)
 
     def _check_switches(self) -> None:
         if self.decay not in DECAYS:
@@ -157,15 +171,15 @@ class LightNetAttention(GatedMixer):
     def _read(
         self, x: Array, coordinates: Array, state: LightNetState | None, per_token: PerToken
     ) -> tuple[Array, tuple]:
-        before, conv = (None, None) if state is None else state[1:]
+        conv = None if state is None else state.conv
         qkv = self.qkv(x)
         if self.conv_width:
             flat = qkv.reshape(*x.shape[:2], -1)
             flat, conv = causal_conv(flat, self._taps(flat), initial_state=conv, **per_token)
             qkv = flat.reshape(qkv.shape)
         mix = self._normalised if self.normalised else self._decayed
-        o, recurrence = mix(self._operands(x, qkv, coordinates), before, per_token)
-        return o, (recurrence, conv)
+        o, recurrence, remainder = mix(self._operands(x, qkv, coordinates), state, per_token)
+        return o, (recurrence, remainder, conv)
 
     def _read_one(self, x: Array, coordinates: Array, state: LightNetState) -> tuple[Array, tuple]:
         qkv, conv = self.qkv(x), state.conv
@@ -174,8 +188,8 @@ class LightNetAttention(GatedMixer):
             flat, conv = causal_conv_step(flat, self._taps(flat), None, state.conv)
             qkv = flat.reshape(qkv.shape)
         mix = self._normalised_step if self.normalised else self._decayed_step
-        o, recurrence = mix(self._operands(x, qkv, coordinates), state.recurrence)
-        return o, (recurrence, conv)
+        o, recurrence, remainder = mix(self._operands(x, qkv, coordinates), state)
+        return o, (recurrence, remainder, conv)
 
     def _taps(self, flat: Array) -> Array:
         return self.conv.reshape(self.conv_width, -1).astype(flat.dtype)
@@ -198,36 +212,46 @@ class LightNetAttention(GatedMixer):
     def _expanded(self, q: Array, factor: Array | None) -> Array:
         return q if factor is None else self.encoding.queries(q, factor)
 
-    def _normalised(self, operands: Operands, before: Any, per_token: PerToken) -> tuple[Array, Any]:
+    def _normalised(
+        self, operands: Operands, state: LightNetState | None, per_token: PerToken
+    ) -> tuple[Array, AdditiveState | None, Remainder | None]:
         """Keys that are a softmax over tokens."""
         q, logits, v, keys, factor = operands
         logits = jnp.broadcast_to(logits, v.shape)
+        before, remainder = (None, None) if state is None else _sums(state)
         if self.phantom_logit is not None:
             z, _ = log_normalisers(logits, None if before is None else normaliser_of(before), **per_token)
             q = _with_phantom(q, z, self.phantom_logit)
         q, weights = self._expanded(q, factor), _weights(keys, factor)
-        if self.causal:
-            return additive_recurrence(q, logits, v, key_factor=weights, initial_state=before, **per_token)
-        return additive_global(q, logits, v, key_factor=weights, num_segments=self.max_segments, **per_token), None
+        if not self.causal:
+            o = additive_global(q, logits, v, key_factor=weights, num_segments=self.max_segments, **per_token)
+            return o, None, None
+        o, after = additive_recurrence(q, logits, v, key_factor=weights, initial_state=before, **per_token)
+        if before is None or remainder is None:
+            return o, after, no_remainder(after)
+        return o, *compensated_end(logits, v, before, remainder, key_factor=weights, **per_token)
 
-    def _normalised_step(self, operands: Operands, state: Any) -> tuple[Array, AdditiveState]:
+    def _normalised_step(self, operands: Operands, state: LightNetState) -> tuple[Array, AdditiveState, Remainder]:
         q, logits, v, keys, factor = operands
         logits = jnp.broadcast_to(logits, v.shape)
+        before, remainder = _sums(state)
         if self.phantom_logit is not None:
-            z = jnp.logaddexp(normaliser_of(state), logits.astype(state.total.dtype))
+            z = jnp.logaddexp(normaliser_of(before), logits.astype(before.total.dtype))
             q = _with_phantom(q, z, self.phantom_logit)
-        return additive_step(self._expanded(q, factor), logits, v, state, key_factor=_weights(keys, factor))
+        weights = _weights(keys, factor)
+        return compensated_step(self._expanded(q, factor), logits, v, before, remainder, key_factor=weights)
 
-    def _decayed(self, operands: Operands, before: Any, per_token: PerToken) -> tuple[Array, DecayState]:
+    def _decayed(self, operands: Operands, state: Any, per_token: PerToken) -> tuple[Array, DecayState, None]:
         """Keys as they are, with the decays of the normaliser."""
-        z, z_before = log_normalisers(operands.logits, None if before is None else before.normaliser, **per_token)
-        matrix = None if before is None else before.matrix
+        z_first, matrix = (None, None) if state is None else state.recurrence
+        z, z_before = log_normalisers(operands.logits, z_first, **per_token)
         o, matrix = gated_linear_attention(*self._gated(operands, z_before), initial_state=matrix, **per_token)
-        return o, DecayState(z[:, -1], matrix)
+        return o, DecayState(z[:, -1], matrix), None
 
-    def _decayed_step(self, operands: Operands, state: Any) -> tuple[Array, DecayState]:
-        o, matrix = gated_linear_step(*self._gated(operands, state.normaliser), state.matrix)
-        return o, DecayState(jnp.logaddexp(state.normaliser, operands.logits.astype(state.normaliser.dtype)), matrix)
+    def _decayed_step(self, operands: Operands, state: Any) -> tuple[Array, DecayState, None]:
+        z, matrix = state.recurrence
+        o, matrix = gated_linear_step(*self._gated(operands, z), matrix)
+        return o, DecayState(jnp.logaddexp(z, operands.logits.astype(z.dtype)), matrix), None
 
     def _gated(self, operands: Operands, z_before: Array) -> tuple[Array, Any, Array, Array]:
         """Queries, keys, values and log decays of gated linear attention."""
@@ -244,6 +268,11 @@ class LightNetAttention(GatedMixer):
 def _with_phantom(q: Array, z: Array, phantom_logit: float) -> Array:
     """Queries times the share of the weights that tokens have and the phantom has not."""
     return q * jax.nn.sigmoid(z - phantom_logit).astype(q.dtype)
+
+
+def _sums(state: Any) -> tuple[AdditiveState, Remainder]:
+    """Those of normalised keys, and what rounding left out of them."""
+    return state.recurrence, state.remainder
 
 
 def _weights(keys: Array | None, factor: Array | None) -> Array | None:

@@ -173,6 +173,14 @@ def close(actual, expected, tolerance=2e-5):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+def close_sums(actual, expected):
+    """The same relative to the largest: sums of either sign cancel, and rounding is relative to what is summed up.
+
+    The weights of LightNet's are exponentials, whose rounding is that of logits up to 50 here: 4e-6 of the weight.
+    """
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5 * max(1, np.abs(expected).max()))
+
+
 def test_every_mixer_has_a_variant():
     assert set(MIXERS) == set(VARIANTS)
 
@@ -221,7 +229,7 @@ def test_a_sequence_in_two_parts_equals_the_whole(mixer_class, options):
     first, state = apply(mixer, params, x[:, :split])
     second, end = apply(mixer, params, x[:, split:], state)
     close(np.concatenate([first, second], 1), expected)
-    jax.tree.map(close, end, whole)
+    jax.tree.map(close_sums, end, whole)
 
 
 @pytest.mark.parametrize(("mixer_class", "options"), only("segments", QUICK_BY_TOKEN))

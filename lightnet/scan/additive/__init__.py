@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lightnet.scan.additive.chunk import AdditiveState, AdditiveSummary, combine, enter, merge
+from lightnet.scan.additive.compensated import Remainder, compensated_enter, compensated_update
 from lightnet.scan.additive.order_free import global_split, global_xla
 from lightnet.scan.additive.reference import additive_reference, additive_update, global_reference
 from lightnet.scan.additive.xla import additive_xla, summary
@@ -21,9 +22,12 @@ __all__ = [
     "ADDITIVE_GLOBAL",
     "AdditiveState",
     "AdditiveSummary",
+    "Remainder",
     "additive_global",
     "additive_recurrence",
     "additive_step",
+    "compensated_end",
+    "compensated_step",
     "merge",
 ]
 
@@ -130,6 +134,100 @@ def additive_step(
     factor = None if key_factor is None else key_factor.astype(dtype)
     o, state = additive_update(q.astype(dtype), key_logits.astype(dtype), v.astype(dtype), factor, state)
     return o.astype(jnp.result_type(q, key_logits, v)), state
+
+
+def compensated_step(
+    q: ArrayInput,
+    key_logits: ArrayInput,
+    v: ArrayInput,
+    state: ArrayInput,
+    remainder: ArrayInput,
+    *,
+    key_factor: ArrayInput = None,
+) -> tuple[Array, AdditiveState, Remainder]:
+    """`additive_step` whose sums do not drift; see `lightnet.scan.additive.compensated`.
+
+    Args:
+        q: (B, H, F*K).
+        key_logits: (B, H, K).
+        v: (B, H, V).
+        state: behind the tokens so far.
+        remainder: what rounding left out of it.
+        key_factor: (B or 1, H or 1, F, K).
+
+    Returns:
+        o (B, H, V) in the dtype of q, key_logits and v; the state; and what rounding left out of it.
+
+    Raises:
+        ValueError: a shape or dtype is another than stated.
+
+    Example:
+        >>> many = AdditiveState(jnp.zeros((1, 1, 1)), jnp.full((1, 1, 1), 2.0**24), jnp.zeros((1, 1, 1, 1)))
+        >>> exact = Remainder(many.total * 0, many.state)
+        >>> ones = jnp.ones((1, 1, 1))
+        >>> o, state, remainder = compensated_step(ones, 0 * ones, ones, many, exact)
+        >>> state.total.item() - 2**24, remainder.total.item()
+        (0.0, 1.0)
+    """
+    q, key_logits, v, key_factor = as_arrays(q=q, key_logits=key_logits, v=v, key_factor=key_factor)
+    sizes = _check("B H", q, key_logits, v, key_factor)
+    dtype = state_dtype(q, key_logits, v, key_factor)
+    state = _state("state", state, sizes, dtype)
+    _check_remainder(remainder, state)
+    factor = None if key_factor is None else key_factor.astype(dtype)
+    operands = (q.astype(dtype), key_logits.astype(dtype), v.astype(dtype), factor)
+    o, state, remainder = compensated_update(*operands, state, remainder)
+    return o.astype(jnp.result_type(q, key_logits, v)), state, remainder
+
+
+def compensated_end(
+    key_logits: Array,
+    v: Array,
+    state: AdditiveState,
+    remainder: Remainder,
+    *,
+    key_factor: Array | None = None,
+    segment_ids: Array | None = None,
+    mask: Array | None = None,
+) -> tuple[AdditiveState, Remainder]:
+    """The last state of `additive_recurrence` behind an initial one, without drift from call to call.
+
+    The tokens are summed up by themselves, with one product of keys and values, and enter the sums at once.
+
+    Args:
+        key_logits: (B, L, H, K).
+        v: (B, L, H, V); finite at masked tokens too.
+        state: the initial one.
+        remainder: what rounding left out of it.
+        key_factor: (B or 1, L, H or 1, F, K).
+        segment_ids: (B, L).
+        mask: (B, L).
+
+    Returns:
+        The state, and what rounding left out of it.
+
+    Raises:
+        ValueError: the remainder is not one of this state.
+
+    Example:
+        >>> many = AdditiveState(jnp.zeros((1, 1, 1)), jnp.full((1, 1, 1), 2.0**24), jnp.zeros((1, 1, 1, 1)))
+        >>> tokens = jnp.zeros((1, 3, 1, 1))
+        >>> state, remainder = compensated_end(tokens, tokens, many, Remainder(many.total * 0, many.state))
+        >>> state.total.item() - 2**24, remainder.total.item()
+        (4.0, -1.0)
+    """
+    _check_remainder(remainder, state)
+    queries = key_logits  # which a summary has no use for
+    stretch = summary((queries, key_logits, v, key_factor), tokens_of(segment_ids, mask))
+    return compensated_enter(stretch, state, remainder)
+
+
+def _check_remainder(remainder: ArrayInput, state: AdditiveState) -> None:
+    if not isinstance(remainder, Remainder):
+        raise ValueError(f"remainder: got {got(remainder)}, expected a Remainder of arrays")
+    for part, x in zip(Remainder._fields, remainder, strict=True):
+        of = getattr(state, part)
+        check_state(f"remainder.{part}", x, of.shape, of.dtype, required=True)
 
 
 def additive_global(

@@ -48,10 +48,29 @@ def test_decoding_agrees_with_the_parallel_pass_and_a_wrong_byte_would_show(gene
 
 
 @pytest.mark.slow
-def test_nothing_drifts_in_float64_and_each_part_that_is_rounded_does(generated):
+def test_nothing_drifts_in_float64_nor_with_remainders_and_each_part_that_is_rounded_does(generated):
     apart = drift.rounding(*generated)
-    assert apart.pop("nothing") < 1e-12
+    for part in ("nothing", "sum of the keys' weights", "state of the recurrence"):
+        assert apart.pop(part) < 1e-12
     assert min(apart.values()) > 1e-9 and max(apart.values()) < 1e-4
+
+
+def test_what_is_kept_of_a_state_in_float32():
+    from lightnet.backbone import DecodingState
+    from lightnet.mixers import LightNetState
+    from lightnet.scan import AdditiveState
+    from lightnet.scan.additive import Remainder
+
+    with jax.enable_x64(True):
+        sums, third = AdditiveState(*jnp.full((3, 1), 1 / 3)), np.float32(1 / 3)
+        layer = LightNetState(jnp.zeros(1, int), sums, Remainder(*jnp.full((2, 1), 2.0**-80)), None)
+        state = DecodingState(jnp.zeros(1, int), (layer,))
+        (kept,) = drift._single(state, (".total",), True).backbone
+        assert kept.recurrence.total.item() == third and kept.recurrence.state.item() == 1 / 3
+        assert kept.remainder.total.item() == pytest.approx(1 / 3 - np.float64(third), rel=1e-6)
+        assert kept.remainder.state.item() == 2.0**-80
+        (dropped,) = drift._single(state, (".total",), False).backbone
+        assert dropped.recurrence.total.item() == third and dropped.remainder.total.item() == 0
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def run(config: Config, run_dir: Path) -> Result:
 
     source = SwitchingSource(config.order, config.p, config.q)
     low, high = source.entropy_rate(), source.unigram_entropy()
-    curves = {length: _train(config, run_dir, length) for length in config.lengths}
+    curves = {length: train_at_length(config, run_dir, length) for length in config.lengths}
     escapes = {length: escape_steps(curve.step, curve.metrics["loss"], high, low) for length, curve in curves.items()}
     columns: dict[str, list] = {"length": [], "seed": [], "escape": [], "last_loss": []}
     for length, curve in curves.items():
@@ -116,7 +116,17 @@ def run(config: Config, run_dir: Path) -> Result:
     )
 
 
-def _train(config: Config, run_dir: Path, length: int) -> Curves:
+def train_at_length(config: Config, run_dir: Path, length: int) -> Curves:
+    """Train one model per seed on texts of one length.
+
+    Args:
+        config: everything else.
+        run_dir: for the training, in a folder of its own.
+        length: symbols of a text.
+
+    Returns:
+        The curves, with the metric "loss".
+    """
     import jax.numpy as jnp
 
     from experiments.source_training import evaluation_texts, train_on_source

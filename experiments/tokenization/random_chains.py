@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from experiments.sources import MarkovSource
-    from experiments.tokenization import Tokenizer
 
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
@@ -166,12 +165,19 @@ def _trained(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Steps, gaps at them, and the references of one model."""
     from experiments.tokenization.theory import log_probability
+    from experiments.tokenization.token_rows import binary_tokenizer, draw_rows, n_gram_loss
     from experiments.tokenization.transformer import language_modelling, pad_rows, transformer
     from experiments.training.data import examples
     from experiments.training.loop import train
 
-    rows = _rows(config, source, seed)
-    tokenizer = _tokenizer(config, rows["tokenizer"], size)
+    counts = {
+        "tokenizer": -(-config.tokenizer_characters // config.length),
+        "training": config.train.steps * config.train.batch_size,
+        "evaluation": config.evaluation_rows,
+        "reference": 2 * config.reference_rows,
+    }
+    rows = draw_rows(source, seed, counts, config.length)
+    tokenizer = binary_tokenizer(rows["tokenizer"], config.tokenizer_characters, size)
     fit, fresh = tokenizer.encode_batch(rows["training"]), tokenizer.encode_batch(rows["evaluation"])
     model = transformer(size, config.length, layers=config.layers, width=config.width, heads=1)
     task = language_modelling(model, pad_rows(fresh), config.length)
@@ -185,46 +191,11 @@ def _trained(
         "own_code_length": own,
         "unigram_entropy": source.unigram_entropy(),
         "entropy_rate": source.entropy_rate(),
-        "token_unigram": _n_gram_loss(config, tokenizer, rows["reference"], 1),
-        "token_bigram": _n_gram_loss(config, tokenizer, rows["reference"], 2),
+        "token_unigram": n_gram_loss(tokenizer, rows["reference"], 1),
+        "token_bigram": n_gram_loss(tokenizer, rows["reference"], 2),
         "characters_per_token": rows["evaluation"].size / sum(map(len, fresh)),
     }
     return outcome.evaluation["step"], np.asarray(outcome.evaluation["per_symbol"]) - own, references
-
-
-def _rows(config: Config, source: MarkovSource, seed: int) -> dict[str, np.ndarray]:
-    """Rows of characters of each part, from random numbers of their own."""
-    from experiments.training.loop import random_stream
-
-    counts = {
-        "tokenizer": -(-config.tokenizer_characters // config.length),
-        "training": config.train.steps * config.train.batch_size,
-        "evaluation": config.evaluation_rows,
-        "reference": 2 * config.reference_rows,
-    }
-    return {
-        part: np.asarray(source.sample(random_stream(seed, part), (count, config.length)))
-        for part, count in counts.items()
-    }
-
-
-def _tokenizer(config: Config, rows: np.ndarray, size: int) -> Tokenizer:
-    """Characters for two tokens, else BPE on one text that is not cut."""
-    from experiments.tokenization import BPETokenizer, CharacterTokenizer
-
-    text = rows.reshape(1, -1)[:, : config.tokenizer_characters]
-    if size == 2:
-        return CharacterTokenizer.train(text, alphabet=2)
-    return BPETokenizer.train_whole(text, size, alphabet=2)
-
-
-def _n_gram_loss(config: Config, tokenizer: Tokenizer, rows: np.ndarray, order: int) -> float:
-    """Held-out loss of the n-gram over tokens, each row tokenized by itself as the transformer sees it."""
-    from experiments.tokenization.losses import held_out_loss
-
-    tokens, count = tokenizer.encode_batch(rows), config.reference_rows
-    symbols = count * config.length
-    return held_out_loss(tokens[:count], tokens[count:], size=len(tokenizer), order=order, alpha=1.0, symbols=symbols)
 
 
 def measure(last: dict[tuple[int, int], np.ndarray]) -> dict[str, list[float]]:

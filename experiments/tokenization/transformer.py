@@ -5,7 +5,7 @@ GELU, learned positions, tied embedding and output. Each row of symbols is token
 first token count too, so the summed loss is the negative log-likelihood of the whole row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.training.task import Loss, Task
-from lightnet.backbone import Backbone, CausalLM
+from lightnet.backbone import Backbone, CausalLM, Mixer
 from lightnet.mixers import SoftmaxAttention
 from lightnet.typing import Array
 
@@ -42,12 +42,34 @@ def transformer(
         >>> transformer(2, 16, layers=1, width=8, heads=1).num_input_only
         1
     """
+    return sequence_model(
+        partial(SoftmaxAttention, num_heads=heads), vocab_size, max_tokens, layers=layers, width=width, remat=remat
+    )
+
+
+def sequence_model(
+    mixer: Callable[..., Mixer], vocab_size: int, max_tokens: int, *, layers: int, width: int, remat: str = "none"
+) -> CausalLM:
+    """`transformer` with any mixer in place of attention; embedding, positions and MLP stay.
+
+    Args:
+        mixer: constructor of causal mixers, see `Backbone`.
+        vocab_size: tokens V that can be predicted.
+        max_tokens: length of the longest row, in tokens.
+        layers: blocks.
+        width: channels D.
+        remat: see `Backbone`.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> from ssm.s5 import S5
+        >>> sequence_model(S5, 2, 16, layers=1, width=8).max_length
+        16
+    """
     backbone = Backbone(
-        mixer=partial(SoftmaxAttention, num_heads=heads),
-        num_layers=layers,
-        width=width,
-        activation=partial(nn.gelu, approximate=False),
-        remat=remat,
+        mixer=mixer, num_layers=layers, width=width, activation=partial(nn.gelu, approximate=False), remat=remat
     )
     return CausalLM(backbone, vocab_size=vocab_size, num_input_only=1, max_length=max_tokens, head_bias=True)
 

@@ -1,0 +1,1 @@
+"""Models that are only ever compared with."""

@@ -51,4 +51,5 @@ class LSTM(Mixer):
             ValueError: something that is not supported is given.
         """
         self.require(state=state is not None, segments=segment_ids is not None, mask=mask is not None)
-        return nn.RNN(nn.OptimizedLSTMCell(self.width, dtype=self.dtype))(x), None
+        y: Any = nn.RNN(nn.OptimizedLSTMCell(self.width, dtype=self.dtype))(x)
+        return y, None

@@ -244,8 +244,8 @@ def step_times(config: Config, calls: int = 20) -> dict[str, float]:
     Returns:
         name -> median.
     """
-    from experiments.lightnet.step_time import update_program
     from experiments.scan_benchmark.measure import take_turns
+    from experiments.step_time import update_program
 
     shape = (config.train.batch_size, config.text.length)
     batch = {"tokens": np.random.default_rng(0).integers(0, BYTES, shape, np.int32)}

@@ -91,7 +91,7 @@ def run(config: Config, run_dir: Path) -> Result:
 def _program(config: Config, name: str) -> Any:
     """One update of a model on random bytes."""
     from experiments.language_models import LanguageModel
-    from experiments.lightnet.step_time import update_program
+    from experiments.step_time import update_program
 
     mixer, _, positions = name.partition("+")
     size = config.model

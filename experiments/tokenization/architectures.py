@@ -21,18 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from experiments import results
 from experiments.registry import unknown
 from experiments.results import About, Claim, Result, StoredResult
+from experiments.tokenization.rows_config import RowsConfig
 from experiments.training.config import TrainConfig, require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from experiments.source_training import Curves
-    from experiments.sources import SwitchingSource
 
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
@@ -64,18 +60,12 @@ class Config(results.Config):
     """probability of 1 -> 0"""
     length: int = 256
     """characters per row"""
-    tokenizer_characters: int = 100_000
-    """characters that BPE is trained on, once for all seeds"""
-    pool_rows: int = 6400
-    """rows that batches are drawn from"""
-    reference_rows: int = 1000
-    """rows that the n-gram references are fitted on, and as many that they are scored on"""
+    rows: RowsConfig = field(default_factory=RowsConfig)
+    """how much text"""
     layers: int = 1
     """blocks"""
     width: int = 20
     """channels"""
-    evaluation_rows: int = 64
-    """fresh rows that are evaluated"""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch_size=16, eval_every=10))
     """of every model"""
 
@@ -92,9 +82,8 @@ class Config(results.Config):
             require("each dictionary size of settings", size, 2, 10_000)
         for name in ("p", "q"):
             require(name, getattr(self, name), 1e-3, below=1)
-        for name in ("length", "layers", "width", "evaluation_rows", "pool_rows", "reference_rows"):
+        for name in ("length", "layers", "width"):
             require(name, getattr(self, name), 1)
-        require("tokenizer_characters", self.tokenizer_characters, 20)
         require("train.eval_every", self.train.eval_every, 1)
 
 
@@ -104,11 +93,8 @@ PRESETS = {
         architectures=("S5",),
         settings=((2, 4),),
         length=16,
-        tokenizer_characters=500,
-        pool_rows=8,
-        reference_rows=8,
+        rows=RowsConfig(tokenizer_characters=500, pool=8, reference=8, evaluation=4),
         width=8,
-        evaluation_rows=4,
         train=TrainConfig(steps=2, batch_size=2, eval_every=2),
     ),
     "cpu": Config(),
@@ -166,15 +152,26 @@ def run(config: Config, run_dir: Path) -> Result:
     from experiments.source_training import escape_steps
     from experiments.sources import SwitchingSource
     from experiments.tokenization.scoring import columns
+    from experiments.tokenization.token_training import token_texts, train_on_tokens
+    from experiments.tokenization.transformer import sequence_model
     from experiments.training.together import number_of_parameters
 
     rows, references, series = [], [], {}
     for order, size in config.settings:
         source = SwitchingSource(order, config.p, config.q)
-        texts = prepare(config, source, size)
+        texts = token_texts(
+            source,
+            size,
+            seeds=config.seeds,
+            length=config.length,
+            batch_size=config.train.batch_size,
+            rows=config.rows,
+        )
         references.append({"order": order, "size": size, **texts.references})
         for name in config.architectures:
-            curves = _train(config, name, texts, run_dir / "training" / _folder(name, order, size))
+            model = sequence_model(constructor(name), size, texts.longest, layers=config.layers, width=config.width)
+            folder = run_dir / "training" / _folder(name, order, size)
+            curves = train_on_tokens(config.train, model, texts, folder, seeds=config.seeds)
             loss = curves.metrics["loss"]
             series[label(name, order, size)] = {"step": curves.step, "loss": loss}
             escapes = escape_steps(curves.step, loss, source.unigram_entropy(), source.entropy_rate())
@@ -206,84 +203,6 @@ def label(architecture: str, order: int, size: int) -> str:
 
 def _folder(architecture: str, order: int, size: int) -> str:
     return label(architecture, order, size).replace(", ", "-").replace(" ", "")
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What all architectures of a setting are trained and evaluated on.
-
-    Attributes:
-        size: of the dictionary.
-        draw: random key -> batch of "tokens" and "mask".
-        evaluation: the same, one per seed.
-        references: the lines of the figure, in nats per character.
-    """
-
-    size: int
-    draw: Callable[[Any], Any]
-    evaluation: list[Any]
-    references: dict[str, float]
-
-
-def prepare(config: Config, source: SwitchingSource, size: int) -> Texts:
-    """Texts of a source as tokens, the same for all architectures.
-
-    Args:
-        config: numbers of rows.
-        source: the law of the text.
-        size: of the dictionary.
-
-    Returns:
-        The texts. Batches are drawn from a fixed pool of tokenized rows, which the seeds share, as is the tokenizer.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from experiments.source_training import evaluation_texts
-    from experiments.tokenization.token_rows import binary_tokenizer, draw_rows, n_gram_loss
-    from experiments.tokenization.transformer import pad_rows
-
-    counts = {"tokenizer": -(-config.tokenizer_characters // config.length)}
-    counts |= {"pool": config.pool_rows, "reference": 2 * config.reference_rows}
-    rows = draw_rows(source, 0, counts, config.length)
-    tokenizer = binary_tokenizer(rows["tokenizer"], config.tokenizer_characters, size)
-    fresh = evaluation_texts(source.sample, config.seeds, config.evaluation_rows, config.length)
-    sets = [tokenizer.encode_batch(each) for each in (rows["pool"], *map(np.asarray, fresh))]
-    widest = max(len(row) for rows in sets for row in rows)
-    pool, *evaluation = [jax.tree.map(jnp.asarray, pad_rows(rows, widest)) for rows in sets]
-
-    def draw(key: jax.Array) -> Any:
-        chosen = jax.random.randint(key, (config.train.batch_size,), 0, config.pool_rows)
-        return {name: column[chosen] for name, column in pool.items()}
-
-    references = {"entropy_rate": source.entropy_rate(), "unigram_entropy": source.unigram_entropy()}
-    for order, name in enumerate(("token_unigram", "token_bigram"), start=1):
-        references[name] = n_gram_loss(tokenizer, rows["reference"], order)
-    references["characters_per_token"] = rows["pool"].size / sum(map(len, sets[0]))
-    return Texts(size, draw, evaluation, references)
-
-
-def _train(config: Config, name: str, texts: Texts, folder: Path) -> Curves:
-    from experiments.source_training import train_on_source
-    from experiments.tokenization.transformer import negative_log_likelihood, sequence_model
-
-    example = texts.evaluation[0]["tokens"][:1]
-    model = sequence_model(constructor(name), texts.size, example.shape[1], layers=config.layers, width=config.width)
-
-    def nats(params: Any, batch: Any) -> Any:
-        return negative_log_likelihood(model, params, batch).sum()
-
-    return train_on_source(
-        config.train,
-        lambda key: model.init(key, example),
-        lambda params, batch: nats(params, batch) / batch["mask"].sum(),
-        texts.draw,
-        folder,
-        seeds=config.seeds,
-        label=folder.name,
-        evaluation=texts.evaluation,
-        measure=lambda params, batch: {"loss": nats(params, batch) / (config.evaluation_rows * config.length)},
-    )
 
 
 def constructor(architecture: str) -> Callable[..., Any]:

@@ -139,9 +139,9 @@ def run(config: Config, run_dir: Path) -> Result:
             loss = curves.metrics["loss"]
             series[f"order {order}, length {length}"] = {"step": curves.step, "loss": loss}
             escapes[order, length] = found = escape_steps(curves.step, loss, high, low)
-            left = (loss < (low + high) / 2).any(axis=1)
+            left = np.any(loss < (low + high) / 2, axis=1).tolist()
             rows += [
-                {"order": order, "length": length, "seed": seed, "escape": step, "left": bool(ever), "last_loss": last}
+                {"order": order, "length": length, "seed": seed, "escape": step, "left": ever, "last_loss": last}
                 for seed, step, ever, last in zip(config.seeds, found.tolist(), left, loss[:, -1].tolist(), strict=True)
             ]
     references = {"entropy_rate": [low], "unigram_entropy": [high]}

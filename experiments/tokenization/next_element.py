@@ -216,6 +216,8 @@ def _source(name: str) -> Any:
 
 def _chains_in_context(config: Config) -> Rows:
     """Two symbols; the best prediction is that of the counts so far, with pseudo-count 1."""
+    import jax.numpy as jnp
+
     from experiments.sources import InContextChains
     from experiments.sources.predictors import kgram_predictions
     from experiments.training.loop import random_stream
@@ -224,7 +226,7 @@ def _chains_in_context(config: Config) -> Rows:
     fit = chains.sample(random_stream(0, "training"), (config.pool_rows, config.length)).symbols
     shape = (config.evaluation_rows, config.length)
     scored = [np.asarray(chains.sample(random_stream(seed, "evaluation"), shape).symbols) for seed in config.seeds]
-    laws = [np.asarray(kgram_predictions(each, 2, 1)) for each in scored]
+    laws = [np.asarray(kgram_predictions(jnp.asarray(each), 2, 1)) for each in scored]
     picked = [np.take_along_axis(law, each[..., None], axis=-1) for law, each in zip(laws, scored, strict=True)]
     return Rows(2, np.asarray(fit), scored, [-float(np.log(p).mean()) for p in picked])
 
@@ -257,14 +259,16 @@ def _counted(config: Config, rows: Rows, order: int) -> list[float]:
 
 def _hidden_markov(config: Config, rows: Rows) -> list[float]:
     """Losses of the hidden Markov models."""
+    import jax.numpy as jnp
+
     from experiments.baselines.hidden_markov import baum_welch, log_likelihood, random_model
     from experiments.training.loop import random_stream
 
     losses = []
     for seed, scored in zip(config.seeds, rows.scored, strict=True):
         first = random_model(random_stream(seed, "initialisation"), config.states, rows.alphabet)
-        model, _ = baum_welch(first, rows.fit, config.iterations)
-        losses.append(-float(log_likelihood(model, scored).sum()) / scored.size)
+        model, _ = baum_welch(first, jnp.asarray(rows.fit), config.iterations)
+        losses.append(-float(log_likelihood(model, jnp.asarray(scored)).sum()) / scored.size)
     return losses
 
 

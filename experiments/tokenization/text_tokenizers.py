@@ -107,12 +107,22 @@ def run(config: Config, run_dir: Path) -> Result:
     rows = []
     for fold, seed in enumerate(config.seeds):
         fit, test = (part.characters(corpus.alphabet) for part in corpus.split(fold, folds))
-        rows += [{"seed": seed, **row} for row in _rows(config, fit, test, corpus.alphabet)]
+        rows += [{"seed": seed, **row} for row in loss_rows(config, fit, test, corpus.alphabet)]
     return Result(measured={**measure(config, rows)}, tables={"losses": columns(rows)}, data=data)
 
 
-def _rows(config: Config, fit: list[np.ndarray], test: list[np.ndarray], alphabet: str) -> list[dict[str, Any]]:
-    """One row per character k-gram, and one per tokenizer and size."""
+def loss_rows(config: Config, fit: list[np.ndarray], test: list[np.ndarray], alphabet: str) -> list[dict[str, Any]]:
+    """One row per character k-gram, and one per tokenizer and size.
+
+    Args:
+        config: sizes, orders and pseudo-count.
+        fit: documents that tokenizers and models see, as positions in the alphabet.
+        test: documents that are scored.
+        alphabet: the characters, a blank among them.
+
+    Returns:
+        Rows of the table `losses`, without the seed.
+    """
     from experiments.tokenization import CharacterTokenizer
 
     characters = CharacterTokenizer.train([], alphabet=len(alphabet))

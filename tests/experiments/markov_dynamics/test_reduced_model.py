@@ -14,6 +14,7 @@ from experiments.markov_dynamics.reduced_model import (
     slope,
     trapped,
 )
+from experiments.sources import SwitchingSource
 
 CHAINS = [(0.2, 0.3), (0.1, 0.1), (0.5, 0.8), (0.9, 0.4)]
 
@@ -78,3 +79,17 @@ def test_the_prediction_of_the_trap_is_where_the_flow_ends():
         last_e, _ = descend(e, w, p, q, rate=0.1, steps=3000)
         np.testing.assert_array_equal(np.abs(last_e) < 0.05, trapped(e, w, p, q))
     assert energy(0.0, SADDLE) == pytest.approx(SADDLE_ENERGY)
+
+
+def test_both_levels_are_the_entropies_of_random_chains():
+    """A = log((1-p)(1-q)/(pq)) predicts the chain, e = 0 its stationary law: H_inf and H(pi), without a gradient."""
+    random = np.random.default_rng(2)
+    for p, q in random.uniform(0.02, 0.98, (200, 2)):
+        rate, single = SwitchingSource(1, p, q).entropy_rate(), SwitchingSource(1, p, q).unigram_entropy()
+        w = random.uniform(-1.5, 1.5)
+        assert loss(0.0, w, p, q) == pytest.approx(single, abs=1e-12)
+        best, factor = np.log((1 - p) * (1 - q) / (p * q)), 1 + 2 * w * abs(w)
+        if best / factor > 0:
+            e = np.sqrt(best / factor)
+            assert loss(e, w, p, q) == pytest.approx(rate, abs=1e-9)
+            assert np.abs(gradient(e, w, p, q)).max() < 1e-8

@@ -75,3 +75,16 @@ def test_five_hundred_tokens_are_allowed_and_few_are_found(p: float) -> None:
 def test_arguments_are_checked(sequences: list[list[int]], epsilon: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SequentialBPETokenizer.train(sequences, 5, epsilon=epsilon)
+
+
+@pytest.mark.parametrize("overlapping", [True, False])
+def test_more_rules_never_make_the_most_frequent_pair_more_frequent(overlapping: bool) -> None:
+    """Appendix B: an occurrence of a pair with a new token contains one of a pair that was there before."""
+    for _ in range(300):
+        alphabet = int(GENERATOR.integers(1, 4))
+        tokens = random_sequence(GENERATOR, alphabet).tolist()
+        most = max(pair_counts(tokens, overlapping).values(), default=0)
+        for new in range(alphabet, alphabet + 6):
+            tokens = merge(tokens, (int(GENERATOR.integers(new)), int(GENERATOR.integers(new))), new)
+            before, most = most, max(pair_counts(tokens, overlapping).values(), default=0)
+            assert most <= before

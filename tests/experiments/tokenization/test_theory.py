@@ -186,3 +186,13 @@ def test_impossible_strings() -> None:
 def test_hypotheses_are_enforced(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_unigram_over_characters_is_below_the_unigram_entropy(source: Source) -> None:
+    """Theorem 2.1: its loss is the cross-entropy from the law of a character, which is least at that law."""
+    law = np.array([np.exp(log_probability(source, [symbol])) for symbol in range(source.alphabet)])
+    assert -law @ np.log(law) == pytest.approx(source.unigram_entropy(), abs=1e-12)
+    for concentration in (0.3, 1.0, 30.0):
+        for other in RANDOM.dirichlet(concentration * np.ones(source.alphabet), 100):
+            assert -law @ np.log(np.maximum(other, 1e-300)) >= source.unigram_entropy() - 1e-12

@@ -1,0 +1,274 @@
+"""Teachers and students of many seeds, trained one after the other in one program.
+
+All that differs between two of them, the seed's images, their order and the initial values, belongs to the seed, so
+that objectives and temperatures are compared in pairs. One model after the other is fastest on a CPU; `at_once` of them
+are computed together where that is more than 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.distillation.digits import (
+    CLASSES,
+    DigitsConfig,
+    FitConfig,
+    Parts,
+    digit_parts,
+    schedule,
+    transfer_rows,
+)
+from experiments.distillation.measures import beside
+from experiments.distillation.networks import Network, Outputs, network
+from experiments.distillation.objectives import Objective
+from experiments.sources.digits import Digits
+from experiments.training.loop import random_stream
+
+Params = Any
+
+
+def fit(loss: Callable[[Params, jax.Array], jax.Array], params: Params, rows: jax.Array, config: FitConfig) -> Params:
+    """Train one model.
+
+    Args:
+        loss: (parameters, rows (B,)) -> scalar.
+        params: at the start.
+        rows: of each update (steps, B).
+        config: the rate.
+
+    Returns:
+        The parameters at the end.
+
+    Example:
+        >>> rows, config = jnp.zeros((400, 2), int), FitConfig(400, 2, 0.1)
+        >>> print(f"{fit(lambda w, rows: (w - 1.0) ** 2, jnp.zeros(()), rows, config):.3f}")
+        1.000
+    """
+    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, len(rows)))
+
+    def step(carry: Any, rows: jax.Array) -> Any:
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params, rows), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), rows)[0][0]
+
+
+def each(function: Callable[..., Any], arguments: Any, at_once: int) -> Any:
+    """The function of each model's arguments, compiled.
+
+    Example:
+        >>> each(lambda x: 2 * x, jnp.arange(3), 1).tolist()
+        [0, 2, 4]
+    """
+    batch_size = at_once if at_once > 1 else None
+    return jax.jit(lambda given: jax.lax.map(function, given, batch_size=batch_size))(arguments)
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Trained networks of several seeds, and what they say of every image.
+
+    Attributes:
+        net: the module.
+        params: stacked over the seeds.
+        train: outputs on the images to train on, (seeds, n, ...).
+        validation: on those to choose on.
+        test: on those to test on.
+    """
+
+    net: Network
+    params: Params
+    train: Outputs
+    validation: Outputs
+    test: Outputs
+
+
+def train_teachers(
+    name: str,
+    parts: Parts,
+    seeds: Sequence[int],
+    config: FitConfig,
+    *,
+    rows: Sequence[np.ndarray] | None = None,
+    at_once: int = 1,
+) -> Teachers:
+    """Networks trained on labels.
+
+    Args:
+        name: of the network.
+        parts: the images.
+        seeds: one network each.
+        config: the training.
+        rows: of the images that each learns from; None is all to train on.
+        at_once: networks computed together.
+
+    Returns:
+        The networks.
+    """
+    net, (images, labels) = network(name), _arrays(parts.train)
+    chosen = [np.arange(len(labels))] * len(seeds) if rows is None else rows
+
+    def one(own: tuple[jax.Array, jax.Array]) -> Params:
+        key, order = own
+
+        def loss(params: Params, rows: jax.Array) -> jax.Array:
+            return _cross_entropy(net.apply(params, images[rows]).logits, labels[rows])
+
+        return fit(loss, net.init(key, images[:1]), order, config)
+
+    keys = jnp.stack([random_stream(seed, "teacher") for seed in seeds])
+    orders = jnp.stack([schedule(r, config, seed) for r, seed in zip(chosen, seeds, strict=True)])
+    return _teachers(net, one, (keys, orders), parts, at_once)
+
+
+def _teachers(net: Network, train: Callable[[Any], Params], given: Any, parts: Parts, at_once: int) -> Teachers:
+    """Each one trained, with its outputs."""
+
+    def one(own: Any) -> tuple[Params, list[Outputs]]:
+        params = train(own)
+        return params, [net.apply(params, _arrays(part)[0]) for part in parts[:3]]
+
+    params, outputs = each(one, given, at_once)
+    return Teachers(net, params, *outputs)
+
+
+def mcmi_teachers(
+    teachers: Teachers, parts: Parts, seeds: Sequence[int], config: FitConfig, *, weight: float, at_once: int = 1
+) -> Teachers:
+    """The teachers, fine-tuned to tell more of an image than its class (MCMI); centroids are those of the start.
+
+    Args:
+        teachers: trained on labels.
+        parts: the images.
+        seeds: of the order of the images.
+        config: the fine-tuning.
+        weight: of the conditional mutual information.
+        at_once: networks computed together.
+
+    Returns:
+        New teachers.
+    """
+    import kd
+
+    images, labels = _arrays(parts.train)
+
+    def one(own: Any) -> Params:
+        params, logits, order = own
+        centroids = kd.class_centroids(jax.nn.softmax(logits), labels, CLASSES)
+
+        def loss(params: Params, rows: jax.Array) -> jax.Array:
+            logits = teachers.net.apply(params, images[rows]).logits
+            return kd.mcmi_teacher(logits, labels[rows], centroids, weight=weight)
+
+        return fit(loss, params, order, config)
+
+    orders = jnp.stack([schedule(np.arange(len(labels)), config, seed + 1) for seed in seeds])
+    return _teachers(teachers.net, one, (teachers.params, teachers.train.logits, orders), parts, at_once)
+
+
+@dataclass(frozen=True)
+class Students:
+    """What students of several seeds have in common, whatever they are taught by.
+
+    Attributes:
+        name: of the network.
+        parts: the images.
+        seeds: one student of each objective and temperature for each.
+        rows: images that each seed's students learn from.
+        config: the training.
+        at_once: students computed together.
+    """
+
+    name: str
+    parts: Parts
+    seeds: tuple[int, ...]
+    rows: tuple[np.ndarray, ...]
+    config: FitConfig = field(default_factory=FitConfig)
+    at_once: int = 1
+
+    def distil(
+        self, objective: Objective, teachers: Teachers, temperatures: Sequence[float]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Train a student for each temperature and seed, and measure it beside its teacher.
+
+        Args:
+            objective: how.
+            teachers: of the same seeds.
+            temperatures: of the objective.
+
+        Returns:
+            "validation" and "test" -> measure -> (temperatures, seeds).
+        """
+        net = self.net(objective, teachers)
+        train = self._trained(net, objective, teachers)
+        held_out = {name: _arrays(getattr(self.parts, name)) for name in ("validation", "test")}
+
+        def one(own: tuple[jax.Array, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+            params, seed = train(own), own[0]
+            return {
+                name: beside(net.apply(params, images).logits, getattr(teachers, name).logits[seed], labels)
+                for name, (images, labels) in held_out.items()
+            }
+
+        shape = (len(temperatures), len(self.seeds))
+        found = each(one, self._grid(np.asarray(temperatures, np.float32)), self.at_once)
+        return jax.tree.map(lambda x: np.asarray(x).reshape(shape), found)
+
+    def net(self, objective: Objective, teachers: Teachers) -> Network:
+        """The student's module."""
+        return network(self.name, teachers.train.features.shape[-1] if objective.projected else 0)
+
+    def _grid(self, temperatures: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Seed (by its place) and temperature of every student, the seeds running fastest."""
+        count = len(self.seeds)
+        return jnp.tile(jnp.arange(count), len(temperatures)), jnp.repeat(jnp.asarray(temperatures), count)
+
+    def _trained(self, net: Network, objective: Objective, teachers: Teachers) -> Callable[[Any], Params]:
+        images, labels = _arrays(self.parts.train)
+        keys = jnp.stack([random_stream(seed, "initialisation") for seed in self.seeds])
+        orders = jnp.stack([schedule(r, self.config, seed) for r, seed in zip(self.rows, self.seeds, strict=True)])
+
+        def one(own: tuple[jax.Array, jax.Array]) -> Params:
+            seed, temperature = own
+            taught = jax.tree.map(lambda x: x[seed], teachers.train)
+
+            def loss(params: Params, rows: jax.Array) -> jax.Array:
+                said = net.apply(params, images[rows])
+                heard = jax.tree.map(lambda x: x[rows], taught)
+                return objective.loss(said, heard, labels[rows], temperature)
+
+            return fit(loss, net.init(keys[seed], images[:1]), orders[seed], self.config)
+
+        return one
+
+
+def prepared(config: DigitsConfig, seeds: Sequence[int] | None = None) -> tuple[Teachers, Students]:
+    """Teachers of a configuration, trained, and students to be.
+
+    Args:
+        config: networks, images and trainings.
+        seeds: None takes those of the configuration.
+
+    Returns:
+        Both, of the same seeds.
+    """
+    parts, seeds = digit_parts(), tuple(config.seeds if seeds is None else seeds)
+    teachers = train_teachers(config.teacher, parts, seeds, config.teacher_fit, at_once=config.at_once)
+    rows = tuple(transfer_rows(parts.train.labels, config.images, seed) for seed in seeds)
+    return teachers, Students(config.student, parts, seeds, rows, config.fit, config.at_once)
+
+
+def _arrays(part: Digits) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(part.images), jnp.asarray(part.labels)
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()

@@ -1,0 +1,58 @@
+"""A student does not depend on who else is trained, and MCMI's teacher says more than a class."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.distillation.digits import DigitsConfig, FitConfig
+from experiments.distillation.fitting import mcmi_teachers, prepared
+from experiments.distillation.objectives import OBJECTIVES
+
+CONFIG = DigitsConfig(seeds=(0, 1), teacher="mlp-12", student="mlp-5", teacher_fit=FitConfig(60), fit=FitConfig(30))
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return prepared(CONFIG)
+
+
+@pytest.mark.slow
+def test_students_do_not_depend_on_other_seeds_and_temperatures(cohort):
+    teachers, students = cohort
+    together = students.distil(OBJECTIVES["hinton"], teachers, (2.0, 8.0))["test"]
+    alone_teachers, alone = prepared(replace(CONFIG, seeds=(1,)))
+    np.testing.assert_array_equal(alone_teachers.test.logits[0], teachers.test.logits[1])
+    found = alone.distil(OBJECTIVES["hinton"], alone_teachers, (8.0,))["test"]
+    for name, values in found.items():
+        np.testing.assert_allclose(values[0, 0], together[name][1, 1], rtol=1e-5, err_msg=name)  # of another program
+    assert together["entropy"][0, 1] != together["entropy"][1, 1] != together["entropy"][1, 0]
+    assert np.array_equal(together["teacher accuracy"][0], together["teacher accuracy"][1])
+
+
+@pytest.mark.slow
+def test_models_computed_together_are_those_computed_one_by_one(cohort):
+    teachers, students = cohort
+    one = students.distil(OBJECTIVES["crd"], teachers, (1.0,))["validation"]
+    two = replace(students, at_once=2).distil(OBJECTIVES["crd"], teachers, (1.0,))["validation"]
+    np.testing.assert_allclose(one["entropy"], two["entropy"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_mcmi_raises_the_information_that_a_teacher_has_of_its_class(cohort):
+    import jax
+
+    import kd
+
+    teachers, students = cohort
+    labels = students.parts.train.labels
+
+    def information(some):
+        return [
+            float(kd.conditional_information(z, labels, kd.class_centroids(jax.nn.softmax(z), labels, 10)).mean())
+            for z in some.train.logits
+        ]
+
+    tuned = mcmi_teachers(teachers, students.parts, (0, 1), FitConfig(30), weight=0.5)
+    plain = mcmi_teachers(teachers, students.parts, (0, 1), FitConfig(30), weight=0.0)
+    assert (np.array(information(tuned)) > np.array(information(plain))).all()

@@ -138,7 +138,7 @@ def contrasted(s: Outputs, t: Outputs, y: jax.Array, temperature: Any, *, images
 
     if s.projected is None:
         raise ValueError("s: got no projection, expected a network with one")
-    after = (jnp.arange(len(y))[:, None] + jnp.arange(1, NEGATIVES + 1)) % len(y)
+    after = (jnp.arange(len(y))[:, None] + jnp.arange(1, NEGATIVES + 1)[None]) % len(y)
     loss = kd.crd(s.projected, t.features, t.features[after], samples=images)
     return labels_only(s, t, y, temperature) + CRD_WEIGHT * loss
 

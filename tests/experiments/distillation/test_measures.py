@@ -7,7 +7,8 @@ import numpy as np
 from experiments.distillation.measures import beside, calibration_error
 
 
-def test_calibration_error_against_a_loop_over_bins(rng):
+def test_calibration_error_against_a_loop_over_bins():
+    rng = np.random.default_rng(0)
     logits, labels = 3 * rng.normal(size=(211, 7)), rng.integers(0, 7, 211)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     confidence, right = p.max(-1), p.argmax(-1) == labels
@@ -26,7 +27,8 @@ def test_a_certain_network_that_is_always_wrong_has_the_error_one():
     assert float(calibration_error(logits, jnp.zeros(9, int))) == 0.0
 
 
-def test_what_is_measured_beside_a_teacher(rng):
+def test_what_is_measured_beside_a_teacher():
+    rng = np.random.default_rng(0)
     student, teacher = (jnp.asarray(rng.normal(size=(50, 5)), jnp.float32) for _ in range(2))
     labels = jnp.asarray(rng.integers(0, 5, 50))
     found = {name: float(value) for name, value in beside(student, teacher, labels).items()}

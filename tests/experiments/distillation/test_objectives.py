@@ -20,6 +20,7 @@ def batch():
     return s, t, jnp.asarray(rng.integers(0, 10, 23))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_gradient_goes_into_the_teacher_only_where_it_learns_too(name, batch):
     s, t, y = batch
@@ -29,6 +30,7 @@ def test_a_gradient_goes_into_the_teacher_only_where_it_learns_too(name, batch):
     assert (teacher > 0) == OBJECTIVES[name].joint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_temperature_matters_exactly_where_one_is_chosen(name, batch):
     found = {float(OBJECTIVES[name].loss(*batch, jnp.float32(temperature))) for temperature in (1.0, 5.0)}

@@ -7,7 +7,6 @@ Importing this module imports no JAX.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,21 +89,6 @@ def tuning_seeds(count: int) -> tuple[int, ...]:
         (1000000, 1000001)
     """
     return tuple(range(TUNING, TUNING + count))
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval over seeds; of one seed the three are equal.
-
-    Example:
-        >>> [round(x, 2) for x in interval([1.0, 2.0, 3.0])]
-        [2.0, -0.48, 4.48]
-    """
-    from experiments.statistics import mean, t_interval
-
-    numbers = [float(value) for value in values]
-    if len(numbers) < 2 or not np.isfinite(numbers).all():
-        return (float(np.mean(numbers)),) * 3
-    return (mean(numbers), *t_interval(numbers))
 
 
 def digit_parts() -> Parts:

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.distillation.digits import DigitsConfig, FitConfig, interval, tuning_seeds
+from experiments.distillation.digits import DigitsConfig, FitConfig, tuning_seeds
 from experiments.distillation.objectives import OBJECTIVES, objective
+from experiments.distillation.tables import CELLS, cell_columns, difference, draw_cells, seed_columns
 from experiments.results import About, Claim, Result, StoredResult
-from experiments.statistics import paired_differences
 from experiments.training.config import require
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from experiments.distillation.fitting import Students, Teachers
@@ -38,7 +37,6 @@ ABOUT = About(
     minutes={"smoke": 0.2, "cpu": 7, "gpu": 10},
 )
 FROZEN = tuple(name for name, each in OBJECTIVES.items() if not each.joint)
-CELLS = ("accuracy", "agreement", "entropy", "calibration error")
 
 
 @dataclass(frozen=True)
@@ -122,10 +120,11 @@ def run(config: Config, run_dir: Path) -> Result:
         tried = measured["validation"]["accuracy"][:, : config.tuned_with]
         chosen[name] = int(np.argmax(tried.mean(axis=1)))
         found[name] = {cell: values[:, config.tuned_with :] for cell, values in measured["test"].items()}
-    tables = {"cells": _cells(config, found, chosen), "seeds": _seeds(config, found, chosen)}
+    best = {name: {cell: each[cell][chosen[name]] for cell in each} for name, each in found.items()}
+    tables = {"cells": _cells(config, best, chosen), "seeds": seed_columns(best, config.seeds)}
     series = {name: {"accuracy": each["accuracy"], "chosen": np.array(chosen[name])} for name, each in found.items()}
     series["grid"] = {"temperature": np.array(config.temperatures)}
-    at = {name: each["accuracy"][chosen[name]] for name, each in found.items()}
+    at = {name: each["accuracy"] for name, each in best.items()}
     return Result(measured=_measured(at), tables=tables, series=series, data=data)
 
 
@@ -142,44 +141,20 @@ def _cohort(config: Config, seeds: tuple[int, ...]) -> tuple[dict[str, Teachers]
     return named, students
 
 
-def _cells(config: Config, found: Mapping[str, Any], chosen: Mapping[str, int]) -> dict[str, list]:
-    """A row for each objective, and one for the teacher: every measure with its interval."""
-    rows: dict[str, list] = {"objective": [], "temperature": []}
-    for cell in CELLS:
-        rows |= {cell: [], f"{cell}, low": [], f"{cell}, high": []}
-
-    def append(name: str, temperature: float | str, values: Mapping[str, Any]) -> None:
-        rows["objective"].append(name)
-        rows["temperature"].append(temperature)
-        for cell in CELLS:
-            for column, number in zip((cell, f"{cell}, low", f"{cell}, high"), interval(values[cell]), strict=True):
-                rows[column].append(number)
-
-    for name, each in found.items():
-        temperature = config.temperatures[chosen[name]] if OBJECTIVES[name].tempered else ""
-        append(name, temperature, {cell: each[cell][chosen[name]] for cell in CELLS})
-    for kind in dict.fromkeys(OBJECTIVES[name].teacher for name in found):
-        taught = next(each for name, each in found.items() if OBJECTIVES[name].teacher == kind)
-        own = {cell: taught[f"teacher {cell}"][0] for cell in CELLS if cell != "agreement"}
-        append(f"the teacher ({kind})", "", own | {"agreement": np.full(len(config.seeds), 100.0)})
-    return rows
-
-
-def _seeds(config: Config, found: Mapping[str, Any], chosen: Mapping[str, int]) -> dict[str, list]:
-    rows: dict[str, list] = {"objective": [], "seed": [], **{cell: [] for cell in CELLS}}
-    for name, each in found.items():
-        for place, seed in enumerate(config.seeds):
-            values = [float(each[cell][chosen[name], place]) for cell in CELLS]
-            for column, entry in zip(rows.values(), (name, seed, *values), strict=True):
-                column.append(entry)
-    return rows
+def _cells(config: Config, best: Mapping[str, Any], chosen: Mapping[str, int]) -> dict[str, list]:
+    """A row for each objective, and one for each teacher: every measure with its interval."""
+    found = dict(best)
+    for kind in dict.fromkeys(OBJECTIVES[name].teacher for name in best):
+        taught = next(each for name, each in best.items() if OBJECTIVES[name].teacher == kind)
+        own = {cell: taught[f"teacher {cell}"] for cell in CELLS if cell != "agreement"}
+        found[f"the teacher ({kind})"] = own | {"agreement": np.full(len(config.seeds), 100.0)}
+    there = [name for name in best if OBJECTIVES[name].tempered]
+    temperatures = {name: config.temperatures[chosen[name]] for name in there}
+    return cell_columns(found) | {"temperature": [temperatures.get(name, "") for name in found]}
 
 
 def _measured(at: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """One value per claim and seed, of those claims whose objectives are there."""
-
-    def over(a: str, *others: str) -> list[float]:
-        return paired_differences(at[a].tolist(), np.max([at[name] for name in others], axis=0).tolist())
 
     pairs: dict[str, tuple[str, ...]] = {
         "hinton-kd-beats-ce": ("hinton", "ce"),
@@ -189,9 +164,11 @@ def _measured(at: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "pld-digits": ("pld", "ce", "hinton", "dist"),
         "mcmi-digits": ("mcmi", "hinton"),
     }
-    found: dict[str, Any] = {id: over(*names) for id, names in pairs.items() if set(names) <= set(at)}
+    found: dict[str, Any] = {
+        id: difference(*(at[name] for name in names)) for id, names in pairs.items() if set(names) <= set(at)
+    }
     if {"dkd", "hinton", "ce"} <= set(at):
-        found["dkd-digits"] = np.minimum(over("dkd", "hinton"), over("hinton", "ce"))
+        found["dkd-digits"] = np.minimum(*(difference(at[a], at[b]) for a, b in (("dkd", "hinton"), ("hinton", "ce"))))
     return {f"distillation/{id}": values for id, values in found.items()}
 
 
@@ -200,14 +177,11 @@ def plot(result: StoredResult) -> Figure:
     from matplotlib import pyplot as plt
 
     cells = result.tables["cells"]
-    names = cells["objective"]
+    names = cells["student"]
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.8 + 0.22 * len(names)), layout="constrained")
-    ends = (cells[key] for key in ("accuracy", "accuracy, low", "accuracy, high"))
-    for height, row in enumerate(zip(*ends, strict=True)):
-        _row(axes[0], len(names) - 1 - height, *row)
     labels = [f"{name}, T {t:g}" if t != "" else name for name, t in zip(names, cells["temperature"], strict=True)]
-    axes[0].set(yticks=range(len(names)), xlabel="test accuracy, %")
-    axes[0].set_yticklabels(labels[::-1], fontsize=8)
+    draw_cells(axes[0], cells, "accuracy", labels)
+    axes[0].set(xlabel="test accuracy, %")
     temperatures = result.series["grid"]["temperature"]
     for number, name in enumerate(name for name in names if OBJECTIVES.get(name) and OBJECTIVES[name].tempered):
         style = ("-", "--", ":")[number // 8 % 3]
@@ -219,8 +193,3 @@ def plot(result: StoredResult) -> Figure:
     if axes[1].get_legend_handles_labels()[0]:
         axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
-
-
-def _row(axis: Axes, height: int, middle: float, low: float, high: float) -> None:
-    axis.hlines(height, low, high, color="#0072B2", linewidth=2)
-    axis.plot(middle, height, "o", markersize=4, color="#0072B2")

@@ -7,7 +7,7 @@ are computed together where that is more than 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,6 +221,19 @@ class Students:
         shape = (len(temperatures), len(self.seeds))
         found = each(one, self._grid(np.asarray(temperatures, np.float32)), self.at_once)
         return jax.tree.map(lambda x: np.asarray(x).reshape(shape), found)
+
+    def compare(self, variants: Mapping[str, tuple[Objective, float]], teachers: Teachers) -> dict[str, dict[str, Any]]:
+        """Train the students of several objectives, each at one temperature.
+
+        Args:
+            variants: name -> (objective, temperature).
+            teachers: of the same seeds.
+
+        Returns:
+            Name -> measure on the test images -> (seeds,).
+        """
+        found = {name: self.distil(one, teachers, (at,))["test"] for name, (one, at) in variants.items()}
+        return {name: {cell: values[0] for cell, values in each.items()} for name, each in found.items()}
 
     def net(self, objective: Objective, teachers: Teachers) -> Network:
         """The student's module."""

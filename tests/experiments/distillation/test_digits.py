@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.distillation.digits import FitConfig, digit_parts, interval, read_network, schedule, transfer_rows
+from experiments.distillation.digits import FitConfig, digit_parts, read_network, schedule, transfer_rows
 
 
 def test_no_image_is_in_two_parts():
@@ -38,8 +38,3 @@ def test_every_row_comes_once_in_each_round():
 def test_names_of_no_network_are_refused(name):
     with pytest.raises(ValueError, match=f"student: got '{name}', expected mlp or conv"):
         read_network(name, "student")
-
-
-def test_an_interval_of_what_is_not_finite_is_not_finite():
-    assert np.isnan(interval([1.0, np.nan])).all()
-    assert interval([2.5]) == (2.5, 2.5, 2.5)

@@ -51,7 +51,7 @@ def test_two_updates_of_the_gpu_preset(tmp_path):
     config = replace(GPU, **short, teacher_fit=two, mcmi_fit=two, fit=two)
     result = digits_table.run(config, tmp_path)
     cells = result.tables["cells"]
-    assert cells["objective"] == ["ce", "mcmi", "the teacher (cross-entropy)", "the teacher (mcmi)"]
+    assert cells["student"] == ["ce", "mcmi", "the teacher (cross-entropy)", "the teacher (mcmi)"]
     assert all(np.isfinite(cells[cell]).all() for cell in digits_table.CELLS)
 
 

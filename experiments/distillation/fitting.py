@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,8 +26,8 @@ from experiments.distillation.digits import (
     schedule,
     transfer_rows,
 )
-from experiments.distillation.measures import beside
-from experiments.distillation.networks import Network, Outputs, network
+from experiments.distillation.measures import accuracy_of, beside
+from experiments.distillation.networks import IMAGE, Network, Outputs, network
 from experiments.distillation.objectives import Objective
 from experiments.sources.digits import Digits
 from experiments.training.loop import random_stream
@@ -70,6 +71,12 @@ def each(function: Callable[..., Any], arguments: Any, at_once: int) -> Any:
     """
     batch_size = at_once if at_once > 1 else None
     return jax.jit(lambda given: jax.lax.map(function, given, batch_size=batch_size))(arguments)
+
+
+@partial(jax.jit, static_argnums=0)
+def initial(net: Network, keys: jax.Array) -> Params:
+    """Parameters at the start, one set for each key."""
+    return jax.vmap(lambda key: net.init(key, jnp.zeros(IMAGE)))(keys)
 
 
 @dataclass(frozen=True)
@@ -117,16 +124,16 @@ def train_teachers(
     chosen = [np.arange(len(labels))] * len(seeds) if rows is None else rows
 
     def one(own: tuple[jax.Array, jax.Array]) -> Params:
-        key, order = own
+        params, order = own
 
         def loss(params: Params, rows: jax.Array) -> jax.Array:
             return _cross_entropy(net.apply(params, images[rows]).logits, labels[rows])
 
-        return fit(loss, net.init(key, images[:1]), order, config)
+        return fit(loss, params, order, config)
 
     keys = jnp.stack([random_stream(seed, "teacher") for seed in seeds])
     orders = jnp.stack([schedule(r, config, seed) for r, seed in zip(chosen, seeds, strict=True)])
-    return _teachers(net, one, (keys, orders), parts, at_once)
+    return _teachers(net, one, (initial(net, keys), orders), parts, at_once)
 
 
 def _teachers(net: Network, train: Callable[[Any], Params], given: Any, parts: Parts, at_once: int) -> Teachers:
@@ -185,6 +192,7 @@ class Students:
         rows: images that each seed's students learn from.
         config: the training.
         at_once: students computed together.
+        of_interest: a class for each seed, on which the accuracy is measured as "unseen"; empty: none.
     """
 
     name: str
@@ -193,6 +201,7 @@ class Students:
     rows: tuple[np.ndarray, ...]
     config: FitConfig = field(default_factory=FitConfig)
     at_once: int = 1
+    of_interest: tuple[int, ...] = ()
 
     def distil(
         self, objective: Objective, teachers: Teachers, temperatures: Sequence[float]
@@ -210,13 +219,17 @@ class Students:
         net = self.net(objective, teachers)
         train = self._trained(net, objective, teachers)
         held_out = {name: _arrays(getattr(self.parts, name)) for name in ("validation", "test")}
+        classes = jnp.asarray(self.of_interest, int)
 
         def one(own: tuple[jax.Array, jax.Array]) -> dict[str, dict[str, jax.Array]]:
             params, seed = train(own), own[0]
-            return {
-                name: beside(net.apply(params, images).logits, getattr(teachers, name).logits[seed], labels)
-                for name, (images, labels) in held_out.items()
-            }
+            found = {}
+            for name, (images, labels) in held_out.items():
+                said = net.apply(params, images).logits
+                found[name] = beside(said, getattr(teachers, name).logits[seed], labels)
+                if self.of_interest:
+                    found[name]["unseen"] = accuracy_of(said, labels, classes[seed])
+            return found
 
         shape = (len(temperatures), len(self.seeds))
         found = each(one, self._grid(np.asarray(temperatures, np.float32)), self.at_once)
@@ -246,19 +259,19 @@ class Students:
 
     def _trained(self, net: Network, objective: Objective, teachers: Teachers) -> Callable[[Any], Params]:
         images, labels = _arrays(self.parts.train)
-        keys = jnp.stack([random_stream(seed, "initialisation") for seed in self.seeds])
+        start = initial(net, jnp.stack([random_stream(seed, "initialisation") for seed in self.seeds]))
         orders = jnp.stack([schedule(r, self.config, seed) for r, seed in zip(self.rows, self.seeds, strict=True)])
 
         def one(own: tuple[jax.Array, jax.Array]) -> Params:
             seed, temperature = own
-            taught = jax.tree.map(lambda x: x[seed], teachers.train)
+            params, taught = jax.tree.map(lambda x: x[seed], (start, teachers.train))
 
             def loss(params: Params, rows: jax.Array) -> jax.Array:
                 said = net.apply(params, images[rows])
                 heard = jax.tree.map(lambda x: x[rows], taught)
                 return objective.loss(said, heard, labels[rows], temperature)
 
-            return fit(loss, net.init(keys[seed], images[:1]), orders[seed], self.config)
+            return fit(loss, params, orders[seed], self.config)
 
         return one
 

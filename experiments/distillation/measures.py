@@ -43,6 +43,25 @@ def entropy(logits: jax.Array) -> jax.Array:
     return -(jnp.exp(log_p) * log_p).sum(axis=-1).mean()
 
 
+def accuracy_of(logits: jax.Array, labels: jax.Array, which: jax.Array | int) -> jax.Array:
+    """Accuracy on the images of one class, %.
+
+    Args:
+        logits: (n, classes).
+        labels: (n,).
+        which: the class, of which there is at least one image.
+
+    Returns:
+        One number.
+
+    Example:
+        >>> float(accuracy_of(jnp.eye(3), jnp.array([0, 1, 1]), 1))
+        50.0
+    """
+    own = labels == which
+    return 100.0 * (own & (logits.argmax(axis=-1) == labels)).sum() / own.sum()
+
+
 def beside(student: jax.Array, teacher: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """Everything that is logged of a student and its teacher on held-out images.
 

@@ -7,6 +7,8 @@ import jax
 
 from experiments.distillation.digits import CLASSES, read_network
 
+IMAGE = (1, 8, 8, 1)
+
 
 class Outputs(NamedTuple):
     """What a network says of a batch.

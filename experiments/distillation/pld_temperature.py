@@ -174,7 +174,7 @@ POSITION_AWARE = Objective(position_aware, "Plackett-Luce, weights 2^(C - k)", t
 
 
 def plot(result: StoredResult) -> Figure:
-    """Left: accuracy against the temperature, one teacher, with both limits. Right: all teachers, in units of the gap."""
+    """Left: accuracy against the temperature, with both limits. Right: all teachers, in units of their gaps."""
     from matplotlib import pyplot as plt
 
     temperatures, teachers = np.array(result.config["temperatures"]), result.tables["teachers"]

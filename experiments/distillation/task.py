@@ -13,12 +13,10 @@ import numpy as np
 import optax
 
 from experiments.distillation.measures import beside, entropy
-from experiments.distillation.networks import Network
+from experiments.distillation.networks import IMAGE, Network
 from experiments.distillation.objectives import Objective
 from experiments.sources.digits import Digits
 from experiments.training.task import Metrics, Task
-
-IMAGE = (1, 8, 8, 1)
 
 
 def label_task(net: Network, held_out: Digits) -> Task:

@@ -218,22 +218,47 @@ class Students:
         """
         net = self.net(objective, teachers)
         train = self._trained(net, objective, teachers)
-        held_out = {name: _arrays(getattr(self.parts, name)) for name in ("validation", "test")}
-        classes = jnp.asarray(self.of_interest, int)
 
-        def one(own: tuple[jax.Array, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+        def one(own: tuple[jax.Array, jax.Array]) -> Any:
             params, seed = train(own), own[0]
-            found = {}
-            for name, (images, labels) in held_out.items():
-                said = net.apply(params, images).logits
-                found[name] = beside(said, getattr(teachers, name).logits[seed], labels)
-                if self.of_interest:
-                    found[name]["unseen"] = accuracy_of(said, labels, classes[seed])
-            return found
+            return self._beside(
+                seed, lambda name, images: (net.apply(params, images).logits, getattr(teachers, name).logits[seed])
+            )
 
-        shape = (len(temperatures), len(self.seeds))
-        found = each(one, self._grid(np.asarray(temperatures, np.float32)), self.at_once)
-        return jax.tree.map(lambda x: np.asarray(x).reshape(shape), found)
+        return self._each(one, temperatures)
+
+    def online(
+        self, objective: Objective, teacher: Network, temperatures: Sequence[float]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Train a student and a teacher together, from initial values, for each temperature and seed.
+
+        Args:
+            objective: the sum of both losses.
+            teacher: its module.
+            temperatures: of the objective.
+
+        Returns:
+            As `distil`.
+        """
+        nets = network(self.name), teacher
+        images, labels = _arrays(self.parts.train)
+        names = ("initialisation", "teacher")
+        keys = [jnp.stack([random_stream(seed, name) for seed in self.seeds]) for name in names]
+        start, orders = [initial(net, own) for net, own in zip(nets, keys, strict=True)], self._orders()
+
+        def one(own: tuple[jax.Array, jax.Array]) -> Any:
+            seed, temperature = own
+
+            def loss(params: Params, rows: jax.Array) -> jax.Array:
+                both = (net.apply(each, images[rows]) for net, each in zip(nets, params, strict=True))
+                return objective.loss(*both, labels[rows], temperature)
+
+            params = fit(loss, jax.tree.map(lambda x: x[seed], start), orders[seed], self.config)
+            return self._beside(
+                seed, lambda name, x: tuple(net.apply(p, x).logits for net, p in zip(nets, params, strict=True))
+            )
+
+        return self._each(one, temperatures)
 
     def compare(self, variants: Mapping[str, tuple[Objective, float]], teachers: Teachers) -> dict[str, dict[str, Any]]:
         """Train the students of several objectives, each at one temperature.
@@ -252,15 +277,30 @@ class Students:
         """The student's module."""
         return network(self.name, teachers.train.features.shape[-1] if objective.projected else 0)
 
-    def _grid(self, temperatures: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """Seed (by its place) and temperature of every student, the seeds running fastest."""
-        count = len(self.seeds)
-        return jnp.tile(jnp.arange(count), len(temperatures)), jnp.repeat(jnp.asarray(temperatures), count)
+    def _each(self, one: Callable[[Any], Any], temperatures: Sequence[float]) -> dict[str, dict[str, np.ndarray]]:
+        """One student for each temperature and seed, called with the seed's place and the temperature."""
+        count, temper = len(self.seeds), jnp.asarray(temperatures, jnp.float32)
+        grid = jnp.tile(jnp.arange(count), len(temper)), jnp.repeat(temper, count)
+        return jax.tree.map(lambda x: np.asarray(x).reshape(len(temper), count), each(one, grid, self.at_once))
+
+    def _beside(self, seed: jax.Array, logits: Callable[[str, jax.Array], Any]) -> dict[str, dict[str, jax.Array]]:
+        """Measures on both held-out parts; `logits` gives those of student and teacher."""
+        found = {}
+        for name in ("validation", "test"):
+            images, labels = _arrays(getattr(self.parts, name))
+            said, taught = logits(name, images)
+            found[name] = beside(said, taught, labels)
+            if self.of_interest:
+                found[name]["unseen"] = accuracy_of(said, labels, jnp.asarray(self.of_interest)[seed])
+        return found
+
+    def _orders(self) -> jax.Array:
+        return jnp.stack([schedule(r, self.config, seed) for r, seed in zip(self.rows, self.seeds, strict=True)])
 
     def _trained(self, net: Network, objective: Objective, teachers: Teachers) -> Callable[[Any], Params]:
         images, labels = _arrays(self.parts.train)
         start = initial(net, jnp.stack([random_stream(seed, "initialisation") for seed in self.seeds]))
-        orders = jnp.stack([schedule(r, self.config, seed) for r, seed in zip(self.rows, self.seeds, strict=True)])
+        orders = self._orders()
 
         def one(own: tuple[jax.Array, jax.Array]) -> Params:
             seed, temperature = own

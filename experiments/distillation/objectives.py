@@ -108,6 +108,17 @@ def balanced_both(s: Outputs, t: Outputs, y: jax.Array, temperature: Any, *, del
     return both.student + both.teacher
 
 
+def mutual(s: Outputs, t: Outputs, y: jax.Array, temperature: Any) -> jax.Array:
+    """Deep mutual learning (arXiv 1706.00384): labels, and the KL of the other network to each, for both."""
+    import kd
+
+    def one(own: Outputs, other: Outputs) -> jax.Array:
+        kl = kd.token_divergence("forward_kl", own.logits, other.logits, temperature=temperature, tau_squared=True)
+        return labels_only(own, other, y, temperature) + kl.mean()
+
+    return one(s, t) + one(t, s)
+
+
 def largest_logits(s: Outputs, t: Outputs, y: jax.Array, temperature: Any) -> jax.Array:
     """Hinton's loss with the KL of the teacher's five largest logits."""
     import kd
@@ -162,6 +173,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "rkd": Objective(distances, "CE + 25 RKD-D", tempered=False),
     "crd": Objective(contrasted, "CE + 0.8 CRD", tempered=False, projected=True),
     **{kind: Objective(partial(plain, kind=kind), f"0.1 CE + 0.9 T^2 {kind}") for kind in DIVERGENCES},
+    "mutual": Objective(mutual, "CE + T^2 KL(p, q) and CE + T^2 KL(q, p), both networks trained", joint=True),
     "bd_kd_online": Objective(balanced_both, "BD-KD, both networks trained", joint=True),
 }
 

@@ -2,8 +2,8 @@
 
 BD-KD weights the two Kullback-Leibler divergences of a student sample by sample, by which of the networks is more
 certain, and its teacher learns too. Both networks begin from initial values and see the 100 images of the student.
-Beside it stand, on the same images: cross-entropy, Hinton's loss with a teacher that was trained on these images before,
-and deep mutual learning. Each has the temperature of the grid with which students of other seeds are right most often
+Beside it stand, on the same images: cross-entropy, Hinton's loss with a teacher trained on these images before, and
+deep mutual learning. Each has the temperature of the grid with which students of other seeds are right most often
 on images that nobody learns from. The two weights of BD-KD are scaled to sum to 2 whatever delta is; with delta 1 it is
 the symmetric divergence. The paper's weights of its losses and its code were not at hand (`kd.classification.bd_kd`).
 """

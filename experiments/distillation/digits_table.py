@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="KD, DKD, DIST, SinKD (arXiv 2402.17110), BD-KD (2212.12965), PLD (2506.12542), MCMI (2401.08732), ABKD",
     source="an analogue of their main tables, on digits (ours)",
-    minutes={"smoke": 0.2, "cpu": 7, "gpu": 10},
+    minutes={"smoke": 0.2, "cpu": 3, "gpu": 10},
 )
 FROZEN = tuple(name for name, each in OBJECTIVES.items() if not each.joint)
 

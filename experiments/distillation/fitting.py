@@ -260,6 +260,24 @@ class Students:
 
         return self._each(one, temperatures)
 
+    def outputs(self, objective: Objective, teachers: Teachers, temperature: float, part: Digits) -> Outputs:
+        """What students of one objective say of images, features included.
+
+        Args:
+            objective: how they are trained.
+            teachers: of the same seeds.
+            temperature: of the objective.
+            part: the images.
+
+        Returns:
+            (seeds, n, ...).
+        """
+        net = self.net(objective, teachers)
+        train, images = self._trained(net, objective, teachers), _arrays(part)[0]
+        count = len(self.seeds)
+        grid = jnp.arange(count), jnp.full(count, temperature, jnp.float32)
+        return each(lambda own: net.apply(train(own), images), grid, self.at_once)
+
     def compare(self, variants: Mapping[str, tuple[Objective, float]], teachers: Teachers) -> dict[str, dict[str, Any]]:
         """Train the students of several objectives, each at one temperature.
 

@@ -27,7 +27,7 @@ from experiments.distillation.digits import (
     transfer_rows,
 )
 from experiments.distillation.measures import accuracy_of, beside
-from experiments.distillation.networks import IMAGE, Network, Outputs, network
+from experiments.distillation.networks import IMAGE, Network, Outputs, network, say
 from experiments.distillation.objectives import Objective
 from experiments.sources.digits import Digits
 from experiments.training.loop import random_stream
@@ -127,7 +127,7 @@ def train_teachers(
         params, order = own
 
         def loss(params: Params, rows: jax.Array) -> jax.Array:
-            return _cross_entropy(net.apply(params, images[rows]).logits, labels[rows])
+            return _cross_entropy(say(net, params, images[rows]).logits, labels[rows])
 
         return fit(loss, params, order, config)
 
@@ -141,7 +141,7 @@ def _teachers(net: Network, train: Callable[[Any], Params], given: Any, parts: P
 
     def one(own: Any) -> tuple[Params, list[Outputs]]:
         params = train(own)
-        return params, [net.apply(params, _arrays(part)[0]) for part in parts[:3]]
+        return params, [say(net, params, _arrays(part)[0]) for part in parts[:3]]
 
     params, outputs = each(one, given, at_once)
     return Teachers(net, params, *outputs)
@@ -172,7 +172,7 @@ def mcmi_teachers(
         centroids = kd.class_centroids(jax.nn.softmax(logits), labels, CLASSES)
 
         def loss(params: Params, rows: jax.Array) -> jax.Array:
-            logits = teachers.net.apply(params, images[rows]).logits
+            logits = say(teachers.net, params, images[rows]).logits
             return kd.mcmi_teacher(logits, labels[rows], centroids, weight=weight)
 
         return fit(loss, params, order, config)
@@ -222,7 +222,7 @@ class Students:
         def one(own: tuple[jax.Array, jax.Array]) -> Any:
             params, seed = train(own), own[0]
             return self._beside(
-                seed, lambda name, images: (net.apply(params, images).logits, getattr(teachers, name).logits[seed])
+                seed, lambda name, images: (say(net, params, images).logits, getattr(teachers, name).logits[seed])
             )
 
         return self._each(one, temperatures)
@@ -250,12 +250,12 @@ class Students:
             seed, temperature = own
 
             def loss(params: Params, rows: jax.Array) -> jax.Array:
-                both = (net.apply(each, images[rows]) for net, each in zip(nets, params, strict=True))
-                return objective.loss(*both, labels[rows], temperature)
+                student, teacher = (say(net, each, images[rows]) for net, each in zip(nets, params, strict=True))
+                return objective.loss(student, teacher, labels[rows], temperature)
 
             params = fit(loss, jax.tree.map(lambda x: x[seed], start), orders[seed], self.config)
             return self._beside(
-                seed, lambda name, x: tuple(net.apply(p, x).logits for net, p in zip(nets, params, strict=True))
+                seed, lambda name, x: tuple(say(net, p, x).logits for net, p in zip(nets, params, strict=True))
             )
 
         return self._each(one, temperatures)
@@ -276,7 +276,7 @@ class Students:
         train, images = self._trained(net, objective, teachers), _arrays(part)[0]
         count = len(self.seeds)
         grid = jnp.arange(count), jnp.full(count, temperature, jnp.float32)
-        return each(lambda own: net.apply(train(own), images), grid, self.at_once)
+        return each(lambda own: say(net, train(own), images), grid, self.at_once)
 
     def compare(self, variants: Mapping[str, tuple[Objective, float]], teachers: Teachers) -> dict[str, dict[str, Any]]:
         """Train the students of several objectives, each at one temperature.
@@ -325,7 +325,7 @@ class Students:
             params, taught = jax.tree.map(lambda x: x[seed], (start, teachers.train))
 
             def loss(params: Params, rows: jax.Array) -> jax.Array:
-                said = net.apply(params, images[rows])
+                said = say(net, params, images[rows])
                 heard = jax.tree.map(lambda x: x[rows], taught)
                 return objective.loss(said, heard, labels[rows], temperature)
 

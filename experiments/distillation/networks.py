@@ -1,6 +1,6 @@
 """The small networks that teach and learn here, called by their names: "mlp-256-256", "conv-16-32"."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -71,3 +71,8 @@ def network(name: str, projection: int = 0) -> Network:
         [(2, 10), (2, 16), (2, 5)]
     """
     return Network(*read_network(name, "network"), projection)
+
+
+def say(net: Network, variables: Any, images: Any) -> Outputs:
+    """What a network of these variables says of images."""
+    return Outputs(*cast(Outputs, net.apply(variables, images)))

@@ -24,7 +24,7 @@ TRANSPORT_WEIGHT = 0.8
 KEPT = 5
 RKD_WEIGHT, CRD_WEIGHT, NEGATIVES = 25.0, 0.8, 16
 SMOOTHING = 0.1
-AB = {"alpha": 0.2, "beta": 0.7}
+ALPHA, BETA = 0.2, 0.7
 DIVERGENCES = (
     "reverse_kl",
     "jsd",
@@ -167,7 +167,8 @@ OBJECTIVES: Mapping[str, Objective] = {
     "list_mle": Objective(list_mle, "Plackett-Luce, equal weights", tempered=False),
     "mcmi": Objective(_HINTON, "hinton, teacher fine-tuned by MCMI", teacher="mcmi"),
     "ab": Objective(
-        partial(of_logits, name="abkd", tau_squared=True, **AB), "0.1 CE + 0.9 T^2 AB, alpha 0.2, beta 0.7"
+        partial(of_logits, name="abkd", tau_squared=True, alpha=ALPHA, beta=BETA),
+        "0.1 CE + 0.9 T^2 AB, alpha 0.2, beta 0.7",
     ),
     "kl_top": Objective(largest_logits, "0.1 CE + 0.9 T^2 KL of the 5 largest of 10 logits"),
     "rkd": Objective(distances, "CE + 25 RKD-D", tempered=False),

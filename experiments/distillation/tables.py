@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CELLS = ("accuracy", "agreement", "entropy", "calibration error")
+Values = Sequence[float] | np.ndarray
 Measured = Mapping[str, Any]
 """Measure -> one value per seed."""
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
+def interval(values: Values) -> tuple[float, float, float]:
     """Mean and 95 % interval over seeds; of one seed, or where one is not finite, the three are equal.
 
     Example:
@@ -78,7 +79,7 @@ def seed_columns(
     return rows
 
 
-def difference(a: Sequence[float], *others: Sequence[float]) -> np.ndarray:
+def difference(a: Values, *others: Values) -> np.ndarray:
     """What one student is above the best of others, seed by seed.
 
     Example:
@@ -104,7 +105,7 @@ def draw_cells(axis: Axes, cells: Mapping[str, list], measure: str, labels: Sequ
     axis.set_yticks(heights, names, fontsize=8)
 
 
-def draw_curve(axis: Axes, x: Sequence[float], values: Any, label: str, **style: Any) -> None:
+def draw_curve(axis: Axes, x: Values, values: Any, label: str, **style: Any) -> None:
     """Mean and interval over seeds along x.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments.distillation.measures import beside, entropy
-from experiments.distillation.networks import IMAGE, Network
+from experiments.distillation.networks import IMAGE, Network, say
 from experiments.distillation.objectives import Objective
 from experiments.sources.digits import Digits
 from experiments.training.task import Metrics, Task
@@ -31,12 +31,12 @@ def label_task(net: Network, held_out: Digits) -> Task:
     """
 
     def loss(variables: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
-        logits = net.apply(variables, batch["image"]).logits
+        logits = say(net, variables, batch["image"]).logits
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), {}
 
     @jax.jit
     def evaluate(variables: Any) -> dict[str, jax.Array]:
-        said = net.apply(variables, jnp.asarray(held_out.images)).logits.argmax(axis=-1)
+        said = say(net, variables, jnp.asarray(held_out.images)).logits.argmax(axis=-1)
         return {"accuracy": 100.0 * (said == jnp.asarray(held_out.labels)).mean()}
 
     return Task(init=lambda key: net.init(key, jnp.zeros(IMAGE)), loss=loss, evaluate=evaluate)
@@ -95,7 +95,7 @@ def _both(student: Network, teacher: Network, objective: Objective) -> Callable[
     def outputs(variables: Any, images: Any) -> Any:
         params = variables["params"]
         own = params["teacher"] if objective.joint else variables["teacher"]
-        return student.apply({"params": params["student"]}, images), teacher.apply({"params": own}, images)
+        return say(student, {"params": params["student"]}, images), say(teacher, {"params": own}, images)
 
     return outputs
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Figure 2a, other lengths (ours)",
-    minutes={"smoke": 0.3, "cpu": 4},
+    minutes={"smoke": 0.3, "cpu": 1},
 )
 
 

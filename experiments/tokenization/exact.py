@@ -55,7 +55,7 @@ def exact_losses(tokenizer: GreedyTokenizer, source: Source) -> ExactLosses:
         The losses.
 
     Raises:
-        ValueError: if the alphabet of the dictionary is not the source's.
+        ValueError: if the tokenizer is not greedy, or the alphabet of its dictionary is not the source's.
 
     Example:
         >>> from experiments.sources import SwitchingSource
@@ -117,6 +117,8 @@ def _flows(
     tokenizer: GreedyTokenizer, source: Source
 ) -> tuple[tuple[NDArray, ...], scipy.sparse.csr_matrix, scipy.sparse.csr_matrix]:
     """All (b, t, b') with P(t, b' | b); P(t | b) as (states, d); the flow sum_b mu(b) P(t, b' | b) as (d, states)."""
+    if not isinstance(tokenizer, GreedyTokenizer):
+        raise ValueError(f"tokenizer: got a {type(tokenizer).__name__}; expected a greedy one")
     if tokenizer.alphabet != tuple(range(source.alphabet)):
         raise ValueError(f"tokenizer: got the alphabet {tokenizer.alphabet}; expected 0..{source.alphabet - 1}")
     emissions, states = _emissions(tokenizer.vocabulary, source)

@@ -10,7 +10,7 @@ import pytest
 from experiments.sources import MarkovSource, Source, SwitchingSource, ThreeStateSource
 from experiments.sources.dirichlet import clip_rows
 from experiments.sources.markov import entropy
-from experiments.tokenization import BPETokenizer, CharacterTokenizer, GreedyTokenizer, LZWTokenizer
+from experiments.tokenization import BPETokenizer, CharacterTokenizer, GreedyTokenizer, LZWTokenizer, MinimalTokenizer
 from experiments.tokenization.exact import _emissions, exact_kgram_loss, exact_losses
 from experiments.tokenization.losses import plug_in_loss
 
@@ -151,6 +151,13 @@ def test_exact_losses_of_merged_tokens() -> None:
     losses = exact_losses(GreedyTokenizer(BPETokenizer.train(text, 10).vocabulary), source)
     assert abs(losses.unigram - 0.5576) < 0.003
     assert abs(losses.bigram - source.entropy_rate()) < 1e-9
+
+
+def test_encoders_that_are_not_greedy_are_refused() -> None:
+    """They have the same dictionary, but other tokens."""
+    for tokenizer in (MinimalTokenizer([(0,), (1,)]), BPETokenizer.from_merges((0, 1), [(0, 1)])):
+        with pytest.raises(ValueError, match=f"tokenizer: got a {type(tokenizer).__name__}; expected a greedy one"):
+            exact_losses(tokenizer, SwitchingSource(1, 0.8, 0.8))  # type: ignore[arg-type]
 
 
 def test_arguments_are_checked() -> None:

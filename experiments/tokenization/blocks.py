@@ -1,11 +1,14 @@
 """The toy tokenizer of arXiv 2404.08335, section 3: blocks of r symbols."""
 
+import math
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.tokenization.tokenizer import Ids, Tokenizer
+
+LARGEST_DICTIONARY = 2**20
 
 
 class BlockTokenizer(Tokenizer):
@@ -18,7 +21,7 @@ class BlockTokenizer(Tokenizer):
         block: r.
 
     Raises:
-        ValueError: if either is below 1.
+        ValueError: if either is no integer, 1 or more, or there are more than 2**20 blocks.
 
     Example:
         >>> tokenizer = BlockTokenizer(alphabet=2, block=2)
@@ -29,8 +32,10 @@ class BlockTokenizer(Tokenizer):
     def __init__(self, alphabet: int, block: int) -> None:
         """List the dictionary."""
         for name, value in (("alphabet", alphabet), ("block", block)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; expected 1 or more")
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name}: got {value}; expected an integer, 1 or more")
+        if block * math.log(alphabet) > math.log(LARGEST_DICTIONARY) + 1e-9:
+            raise ValueError(f"block: got {block} with {alphabet} symbols; expected 2**20 blocks at most")
         singles = product(range(alphabet)) if block > 1 else ()
         super().__init__([*product(range(alphabet), repeat=block), *singles])
         self.block = block

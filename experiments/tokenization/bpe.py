@@ -60,8 +60,10 @@ class BPETokenizer(Tokenizer):
         """
         data, symbols = training_data(sequences, size, alphabet)
         engine = Engine(models.BPE())
+        # Every merge shortens the text. The engine panics when it reserves room for far more tokens than there can be.
+        room = min(size, len(symbols) + sum(map(len, data)))
         trainer = trainers.BpeTrainer(
-            vocab_size=size, initial_alphabet=letters(len(symbols)), special_tokens=[], show_progress=False
+            vocab_size=room, initial_alphabet=letters(len(symbols)), special_tokens=[], show_progress=False
         )
         engine.train_from_iterator(chunks(data, symbols), trainer)
         if engine.get_vocab_size() != size:

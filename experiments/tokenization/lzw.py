@@ -68,7 +68,7 @@ class LZWTokenizer(GreedyTokenizer):
             ((0,), (1,), (0, 0))
         """
         symbols = as_sequence(sequence, "sequence")
-        if not 1 <= length <= len(symbols):
+        if not isinstance(length, int | np.integer) or not 1 <= length <= len(symbols):
             raise ValueError(f"length: got {length}; expected 1..{len(symbols)}, the length of the sequence")
         return cls.train([symbols[:length]], length, alphabet=alphabet)
 

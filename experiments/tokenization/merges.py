@@ -95,6 +95,8 @@ def learn_merges(
         >>> learn_merges([np.array([0, 1, 0, 1, 0, 1, 1])], alphabet=2, size=4)
         [(0, 1), (2, 2)]
     """
+    # Every merge shortens the text; a pair is one number in base `size`, which must not overflow.
+    size = min(size, alphabet + sum(map(len, sequences)))
     text = _LinkedText(sequences)
     places: dict[Merge, NDArray[np.int64]] = {}
     bounds: list[tuple[int, Merge]] = []

@@ -22,11 +22,11 @@ class SequentialBPETokenizer(Tokenizer):
     Args:
         alphabet: the A symbols, sorted.
         merges: learned rules, as `BPETokenizer.from_merges`.
-        size: d.
+        size: d, the number of tokens or more.
         epsilon: in (0, 1).
 
     Raises:
-        ValueError: if `epsilon` is not in (0, 1), or as `BPETokenizer.from_merges`.
+        ValueError: if `epsilon` is not in (0, 1) or d is too small, or as `BPETokenizer.from_merges`.
     """
 
     def __init__(self, alphabet: Sequence[int], merges: Sequence[Merge], size: int, epsilon: float) -> None:
@@ -35,6 +35,8 @@ class SequentialBPETokenizer(Tokenizer):
             raise ValueError(f"epsilon: got {epsilon}; expected a number in (0, 1)")
         bpe = BPETokenizer.from_merges(alphabet, merges)
         super().__init__(bpe.vocabulary)
+        if not isinstance(size, int | np.integer) or size < len(self):
+            raise ValueError(f"size: got {size}; expected an integer, {len(self)} or more, the number of tokens")
         self.merges = bpe.merges
         self.threshold = epsilon * size / (2 * math.log(4 * len(alphabet)))
         self.encoder: Tokenizer = (

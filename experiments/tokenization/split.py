@@ -16,7 +16,7 @@ class SplitTokenizer(Tokenizer):
         length: symbols per chunk; the last one may be shorter.
 
     Raises:
-        ValueError: if the length is below 1.
+        ValueError: if the length is no integer, 1 or more.
 
     Example:
         >>> from experiments.tokenization import GreedyTokenizer
@@ -27,8 +27,8 @@ class SplitTokenizer(Tokenizer):
 
     def __init__(self, tokenizer: Tokenizer, length: int) -> None:
         """Take over the dictionary."""
-        if length < 1:
-            raise ValueError(f"length: got {length}; expected 1 or more")
+        if not isinstance(length, int | np.integer) or length < 1:
+            raise ValueError(f"length: got {length}; expected an integer, 1 or more")
         self.distinct = tokenizer.distinct
         super().__init__(tokenizer.vocabulary)
         self.tokenizer = tokenizer

@@ -8,12 +8,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
+from operator import index
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Ids = NDArray[np.int32]
 Token = tuple[int, ...]
+
+LARGEST_SYMBOL = 2**24 - 1
+"""Tables over the alphabet have an entry for every number up to the largest symbol."""
 
 
 class Tokenizer(ABC):
@@ -24,16 +28,19 @@ class Tokenizer(ABC):
             false for the class, as for one that tells the beginning of a word from its continuation.
 
     Raises:
-        ValueError: if the vocabulary is empty, repeats a token or contains an empty one.
+        ValueError: if the vocabulary is empty, repeats a token or contains an empty one, or one of its symbols is no
+            integer in 0..LARGEST_SYMBOL.
     """
 
     distinct: bool = True
 
     def __init__(self, vocabulary: Iterable[Sequence[int]]) -> None:
         """Check the vocabulary."""
-        self.vocabulary: tuple[Token, ...] = tuple(tuple(int(s) for s in token) for token in vocabulary)
+        self.vocabulary: tuple[Token, ...] = tuple(map(_token, vocabulary))
         if not self.vocabulary or not all(self.vocabulary):
             raise ValueError("vocabulary: got an empty token or none at all; expected at least one, none empty")
+        seen = set(chain.from_iterable(self.vocabulary))
+        _check_range("vocabulary", min(seen), max(seen))
         if self.distinct and len(set(self.vocabulary)) != len(self.vocabulary):
             raise ValueError("vocabulary: got a token twice; expected distinct tokens")
 
@@ -156,19 +163,20 @@ def training_data(
         The sequences, and the sorted symbols.
 
     Raises:
-        ValueError: if a symbol is negative or outside the alphabet, nothing was seen and no alphabet given, or the
-            dictionary cannot even hold the single symbols.
+        ValueError: if a symbol is outside 0..LARGEST_SYMBOL or outside the alphabet, nothing was seen and no alphabet
+            given, or the dictionary cannot even hold the single symbols.
     """
     if size is not None and not isinstance(size, int | np.integer):
         raise ValueError(f"size: got {size!r}; expected an integer")
+    if alphabet is not None and not (isinstance(alphabet, int | np.integer) and 1 <= alphabet <= LARGEST_SYMBOL + 1):
+        raise ValueError(f"alphabet: got {alphabet!r}; expected an integer from 1 to {LARGEST_SYMBOL + 1}")
     items: list[ArrayLike] = list(sequences)
     if items and all(np.ndim(item) == 0 for item in items):
         items = [np.array(items)]
     data = [as_sequence(item, "sequences") for item in items]
     seen = np.unique(np.concatenate([np.unique(sequence) for sequence in data])) if data else np.zeros(0, np.int64)
-    if seen.size and (seen[0] < 0 or (alphabet is not None and seen[-1] >= alphabet)):
-        expected = "no negative ones" if alphabet is None else f"symbols in 0..{alphabet - 1}"
-        raise ValueError(f"sequences: got symbols {seen[0]}..{seen[-1]}; expected {expected}")
+    if seen.size:
+        _check_range("sequences", seen[0], seen[-1], LARGEST_SYMBOL if alphabet is None else alphabet - 1)
     symbols = tuple(seen.tolist()) if alphabet is None else tuple(range(alphabet))
     if not symbols:
         raise ValueError("sequences: got no symbol at all; expected at least one, or the argument `alphabet`")
@@ -191,6 +199,18 @@ def too_few_tokens(size: int, found: int) -> ValueError:
         f"size: got {size}, but the training text gives only {found} tokens; "
         "expected a smaller dictionary or a longer text"
     )
+
+
+def _token(symbols: Sequence[int]) -> Token:
+    try:
+        return tuple(map(index, symbols))
+    except TypeError:
+        raise ValueError(f"vocabulary: got the token {symbols!r}; expected a sequence of integers") from None
+
+
+def _check_range(name: str, least: int, largest: int, limit: int = LARGEST_SYMBOL) -> None:
+    if least < 0 or largest > limit:
+        raise ValueError(f"{name}: got symbols {least}..{largest}; expected symbols in 0..{limit}")
 
 
 def _shown(symbols: tuple[int, ...]) -> str:

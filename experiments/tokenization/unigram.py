@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import models, trainers
 
 from experiments.tokenization.lattice import ViterbiTokenizer
-from experiments.tokenization.letters import as_symbols, chunks, letters
+from experiments.tokenization.letters import CHUNK, as_symbols, chunks, letters
 from experiments.tokenization.tokenizer import too_few_tokens, training_data
 
 
@@ -54,9 +54,10 @@ class UnigramTokenizer(ViterbiTokenizer):
         if size == len(symbols):
             return cls(*_single_symbols(data, symbols))
         pieces: list[tuple[str, float]] = []
+        room = len(symbols) + min(longest, CHUNK) * sum(map(len, data))  # substrings that there can be
         for wanted in (size, size + size // 8 + 1, 2 * size):
             if len(pieces) < size:
-                pieces = _trained(list(chunks(data, symbols)), wanted, letters(len(symbols)), longest)
+                pieces = _trained(list(chunks(data, symbols)), min(wanted, room), letters(len(symbols)), longest)
         if len(pieces) < size:
             raise too_few_tokens(size, len(pieces))
         # Single symbols first, so that they survive the cut; then the others from the most likely down.

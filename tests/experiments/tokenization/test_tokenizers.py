@@ -121,6 +121,10 @@ def test_alphabet_is_what_was_seen_or_declared(kind: Any) -> None:
         ([[0, -1]], 9, None, "got symbols -1..0"),
         ([[0.5]], 9, None, "expected integers"),
         ([[[0]]], 9, None, "expected one axis"),
+        ([[0, 10**12]], 9, None, r"got symbols 0..1000000000000; expected symbols in 0..16777215"),
+        ([], 9, 0, "alphabet: got 0; expected an integer from 1"),
+        ([], 9, 2.5, "alphabet: got 2.5; expected an integer from 1"),
+        ([], 9, 10**12, "alphabet: got 1000000000000; expected an integer from 1"),
     ],
 )
 def test_training_arguments_are_checked(
@@ -160,6 +164,10 @@ def test_unknown_ids_are_refused() -> None:
         ([(0,), ()], "empty token"),
         ([(0,), (0,)], "twice"),
         ([(0,), (0, 1)], "the symbol 1 is part of a token"),
+        ([(-1,), (0,)], "got symbols -1..0"),
+        ([(0,), (10**12,)], "got symbols 0..1000000000000"),
+        ([(0.5,), (1,)], "expected a sequence of integers"),
+        ([0, 1], "expected a sequence of integers"),
     ],
 )
 def test_vocabulary_is_checked(vocabulary: list, message: str) -> None:
@@ -167,9 +175,32 @@ def test_vocabulary_is_checked(vocabulary: list, message: str) -> None:
         GreedyTokenizer(vocabulary)
 
 
-def test_block_arguments_are_checked() -> None:
-    with pytest.raises(ValueError, match="block: got 0"):
-        BlockTokenizer(2, 0)
+@pytest.mark.parametrize(
+    ("alphabet", "block", "message"),
+    [
+        (2, 0, "block: got 0"),
+        (2, 1.5, "block: got 1.5; expected an integer"),
+        (0, 2, "alphabet: got 0"),
+        (2, 64, "block: got 64 with 2 symbols; expected 2..20 blocks at most"),
+    ],
+)
+def test_block_arguments_are_checked(alphabet: Any, block: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BlockTokenizer(alphabet, block)
+
+
+def test_characters_in_any_order_of_ids() -> None:
+    tokenizer = CharacterTokenizer([(4,), (1,), (0,)])
+    assert tokenizer.encode([1, 0, 4]).tolist() == [1, 2, 0]
+    with pytest.raises(ValueError, match="vocabulary: got a token of 2 symbols"):
+        CharacterTokenizer([(0,), (1,), (0, 1)])
+
+
+@pytest.mark.parametrize("train", [BPETokenizer.train, BPETokenizer.train_whole, UnigramTokenizer.train])
+@pytest.mark.parametrize("size", [10**10, 10**30])
+def test_a_size_that_no_text_can_fill_is_refused(train: Any, size: int) -> None:
+    with pytest.raises(ValueError, match=f"size: got {size}, but the training text gives only"):
+        train([[0, 1, 1, 0, 1]], size)
 
 
 @pytest.mark.parametrize("kind", [BPETokenizer, LZWTokenizer])

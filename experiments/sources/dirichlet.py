@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from experiments.sources.markov import MarkovSource
+from experiments.sources.markov import MarkovSource, check_kernel_size
 
 
 def flat_laws(key: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -81,10 +81,11 @@ def clipped_dirichlet_source(key: jax.Array, order: int, alphabet: int = 2, mini
         The source.
 
     Raises:
-        ValueError: if `minimum` is outside [0, 1 / A].
+        ValueError: if `order` or `alphabet` is no count, or `minimum` is outside [0, 1 / A].
 
     Example:
         >>> bool(clipped_dirichlet_source(jax.random.key(0), order=4).kernel.min() >= 0.05)
         True
     """
+    check_kernel_size(order, alphabet)
     return MarkovSource(clip_rows(flat_laws(key, (alphabet,) * (order + 1)), minimum))

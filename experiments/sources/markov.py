@@ -6,6 +6,7 @@ Translation: S = A**order contexts, numbered with the oldest symbol most signifi
 becomes context (s * A + x) mod S.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cached_property, partial
 
@@ -22,6 +23,7 @@ _WORD = 2**31  # symbols are chosen by 31 random bits, so that the threshold of 
 _LANES = 2048  # paths run side by side; below this the cost of a time step hardly depends on their number
 _SHORTEST_BLOCK = 64
 _MOST_ROUNDS = 32
+_LARGEST_KERNEL = 2**26
 
 
 def entropy(probabilities: ArrayLike) -> float:
@@ -244,12 +246,13 @@ class MarkovSource:
             The source.
 
         Raises:
-            ValueError: if `minimum` is outside [0, 1 / A].
+            ValueError: if `order` or `alphabet` is no count, or `minimum` is outside [0, 1 / A].
 
         Example:
             >>> MarkovSource.random(jax.random.key(0), order=2, minimum=0.05).kernel.shape
             (2, 2, 2)
         """
+        check_kernel_size(order, alphabet)
         if not 0 <= minimum * alphabet <= 1:
             raise ValueError(f"minimum: got {minimum}; expected a number in [0, 1/{alphabet}]")
         drawn = jax.random.dirichlet(key, jnp.ones(alphabet), (alphabet,) * order)
@@ -341,6 +344,26 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, int]:
     if len(pair) != 2 or not all(is_count(size) for size in pair):
         raise ValueError(f"shape: got {shape}; expected (batch, length), two non-negative integers")
     return int(pair[0]), int(pair[1])
+
+
+def check_kernel_size(order: int, alphabet: int) -> None:
+    """Refuse orders and alphabets that no kernel can have, or none that fits into memory.
+
+    Args:
+        order: k.
+        alphabet: A.
+
+    Raises:
+        ValueError: if they are no counts, A is 0, or the kernel has more than 2**26 entries.
+
+    Example:
+        >>> check_kernel_size(4, 2)
+    """
+    for name, value, least in (("order", order, 0), ("alphabet", alphabet, 1)):
+        if not is_count(value) or value < least:
+            raise ValueError(f"{name}: got {value}; expected an integer, {least} or more")
+    if (int(order) + 1) * math.log(int(alphabet)) > math.log(_LARGEST_KERNEL) + 1e-9:
+        raise ValueError(f"order: got {order} with {alphabet} symbols; expected 2**26 probabilities at most")
 
 
 def is_count(value: object) -> bool:

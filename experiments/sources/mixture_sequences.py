@@ -99,8 +99,10 @@ class MixtureSequences:
             raise ValueError(f"pairs: got {self.pairs}; expected no more different classes than there are")
         if not is_count(self.most_pairs) or self.most_pairs < self.pairs:
             raise ValueError(f"most_pairs: got {self.most_pairs}; expected an integer, {self.pairs} or more")
-        if not self.noise >= 0:
-            raise ValueError(f"noise: got {self.noise}; expected 0 or more")
+        if not 0 <= self.noise < np.inf:
+            raise ValueError(f"noise: got {self.noise}; expected a number, 0 or more")
+        if not np.isfinite(self.exponent):
+            raise ValueError(f"exponent: got {self.exponent}; expected a number")
 
     def means(self, key: jax.Array) -> Means:
         """Means of the classes and vectors of the labels: mu ~ N(0, I / D), so E |mu|^2 = 1.

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from experiments.sources import MarkovSource, SwitchingSource
+from experiments.sources import MarkovSource, SwitchingSource, clipped_dirichlet_source
 from experiments.sources.markov import _thresholds, entropy, follow, follow_in_blocks, stationary_distribution
 
 KEY = jax.random.key(20)
@@ -174,6 +175,16 @@ def test_other_arguments_are_checked() -> None:
         random_source(1, 2).block_entropy(-1)
     with pytest.raises(ValueError, match="minimum: got 0.6"):
         MarkovSource.random(KEY, 1, 2, minimum=0.6)
+
+
+@pytest.mark.parametrize("make", [MarkovSource.random, clipped_dirichlet_source])
+@pytest.mark.parametrize(
+    ("order", "alphabet", "message"),
+    [(-1, 2, "order: got -1"), (1, 0, "alphabet: got 0"), (40, 2, "order: got 40 with 2 symbols")],
+)
+def test_a_kernel_that_cannot_be_is_refused(make: Callable, order: int, alphabet: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(KEY, order, alphabet)
 
 
 def test_stationary_distribution_of_a_periodic_chain() -> None:

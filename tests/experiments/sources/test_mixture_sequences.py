@@ -104,6 +104,8 @@ def test_novel_classes_are_drawn_for_each_batch(drawn: tuple) -> None:
         ({"classes": 4, "labels": 4}, "no more different classes"),
         ({"most_pairs": 7}, "most_pairs: got 7"),
         ({"noise": -1.0}, "noise: got -1.0"),
+        ({"noise": np.inf}, "noise: got inf"),
+        ({"exponent": np.nan}, "exponent: got nan"),
     ],
 )
 def test_arguments_are_checked(arguments: dict, message: str) -> None:

@@ -34,8 +34,8 @@ def tokens_of_text(source: Source, size: int, symbols: int) -> int:
         >>> tokens_of_text(SwitchingSource(1, 0.5, 0.5), 50, 1000)
         27
     """
-    if symbols < 0:
-        raise ValueError(f"symbols: got {symbols}; expected 0 or more")
+    if not 0 <= symbols < math.inf:
+        raise ValueError(f"symbols: got {symbols}; expected a number, 0 or more")
     return math.floor(symbols / lemma_a_8_length(source, size))
 
 
@@ -112,7 +112,7 @@ def concentrates(vocabulary: Sequence[Sequence[int]], source: Source, size: int,
         True
     """
     _check_share("theta", theta)
-    if size < 2:
+    if not size >= 2:
         raise ValueError(f"size: got {size}; expected 2 or more")
     used = [vocabulary[i] for i in maximal_tokens(vocabulary, source.alphabet)]
     logs = worst_log_probability(used, source)
@@ -152,7 +152,7 @@ def theorem_c_1_symbols(
     if not constant > 0:
         raise ValueError(f"constant: got {constant}; expected a number above 0")
     delta = checked_delta(source)
-    if theta >= 1 / 3 or size ** (1 - 3 * theta) < 1 + delta**-2:
+    if theta >= 1 / 3 or not size ** (1 - 3 * theta) >= 1 + delta**-2:
         raise ValueError(
             f"size, theta: got {size} and {theta}; expected theta below 1/3 and d^(1 - 3 theta) at least "
             f"1 + delta^-2 = {1 + delta**-2:.4g}"

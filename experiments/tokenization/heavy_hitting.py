@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from experiments.sources.source import Source
 from experiments.tokenization.theory import checked_delta
+from experiments.tokenization.tokenizer import as_sequence
 
 
 def maximal_tokens(vocabulary: Sequence[Sequence[int]], alphabet: int) -> NDArray[np.int64]:
@@ -33,7 +34,7 @@ def maximal_tokens(vocabulary: Sequence[Sequence[int]], alphabet: int) -> NDArra
     """
     tokens = {tuple(token) for token in vocabulary}
     extended = [all((*token, symbol) in tokens for symbol in range(alphabet)) for token in map(tuple, vocabulary)]
-    return np.flatnonzero(~np.array(extended))
+    return np.flatnonzero(~np.array(extended, dtype=bool))
 
 
 def worst_log_probability(vocabulary: Sequence[Sequence[int]], source: Source) -> NDArray[np.float64]:
@@ -47,7 +48,7 @@ def worst_log_probability(vocabulary: Sequence[Sequence[int]], source: Source) -
         Nats, (d,); -inf for an impossible token.
 
     Raises:
-        ValueError: if the order is above 1.
+        ValueError: if the order is above 1, or a token is empty or has a symbol that is not in the alphabet.
 
     Example:
         >>> from experiments.sources import SwitchingSource
@@ -59,7 +60,10 @@ def worst_log_probability(vocabulary: Sequence[Sequence[int]], source: Source) -
     with np.errstate(divide="ignore"):
         kernel = np.log(np.broadcast_to(source.kernel, (source.alphabet, source.alphabet)))
     first = kernel.max(axis=0)
-    texts = (np.asarray(token) for token in vocabulary)
+    texts = [as_sequence(token, "vocabulary") for token in vocabulary]
+    for text in texts:
+        if not text.size or not 0 <= text.min() <= text.max() < source.alphabet:
+            raise ValueError(f"vocabulary: got {text.tolist()}; expected symbols in 0..{source.alphabet - 1}")
     return np.array([first[text[0]] + kernel[text[:-1], text[1:]].sum() for text in texts])
 
 
@@ -77,7 +81,7 @@ def heavy_hitting_exponent(vocabulary: Sequence[Sequence[int]], source: Source, 
         beta, 0 or more.
 
     Raises:
-        ValueError: if the order is above 1, or d < 2.
+        ValueError: as `worst_log_probability`, or if there is no token or d < 2.
 
     Example:
         >>> from experiments.sources import SwitchingSource
@@ -85,9 +89,10 @@ def heavy_hitting_exponent(vocabulary: Sequence[Sequence[int]], source: Source, 
         1.0
     """
     budget = len(vocabulary) if size is None else size
-    if budget < 2:
-        raise ValueError(f"size: got {budget}; expected 2 or more")
+    _check_size(budget)
     used = [vocabulary[i] for i in maximal_tokens(vocabulary, source.alphabet)]
+    if not used:
+        raise ValueError("vocabulary: got no token; expected at least one")
     return float(-worst_log_probability(used, source).max() / math.log(budget))
 
 
@@ -208,5 +213,5 @@ def lemma_a_11_log_probability(source: Source, size: int, gamma: float) -> float
 
 
 def _check_size(size: int) -> None:
-    if size < 2:
+    if not size >= 2:
         raise ValueError(f"size: got {size}; expected 2 or more")

@@ -6,6 +6,7 @@ tokenizer, so the k-gram baselines are the same functions. The loss of a text is
 of source symbols, so that tokenizers with longer tokens compare fairly (arXiv 2404.08335, section 2).
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -63,12 +64,15 @@ class NGram:
             The model.
 
         Raises:
-            ValueError: if `order` < 1, `alpha` < 0, an id is not in 0..d-1, or d**order does not fit in 63 bits.
+            ValueError: if d < 1, `order` < 1, `alpha` is no number, 0 or more, an id is not in 0..d-1, or d**order does
+                not fit in 63 bits.
         """
         if order < 1:
             raise ValueError(f"order: got {order}; expected 1 or more")
-        if not alpha >= 0:
-            raise ValueError(f"alpha: got {alpha}; expected 0 or more")
+        if size < 1:
+            raise ValueError(f"size: got {size}; expected 1 or more")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha: got {alpha}; expected a number, 0 or more")
         if size**order >= 2**63:
             raise ValueError(f"order: got {order} with {size} tokens; expected size**order below 2**63")
         ids = checked_ids(sequences, size)

@@ -31,7 +31,7 @@ def smallest_dictionary(alphabet: int, size: float, epsilon: float) -> float:
         >>> round(smallest_dictionary(2, 500, 0.1), 2)
         12.02
     """
-    if alphabet < 1 or size < 2:
+    if not (alphabet >= 1 and size >= 2):
         raise ValueError(f"alphabet, size: got {alphabet} and {size}; expected at least 1 and 2")
     if not 0 < epsilon < 1:
         raise ValueError(f"epsilon: got {epsilon}; expected a number in (0, 1)")

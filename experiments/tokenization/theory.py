@@ -6,6 +6,7 @@ i.i.d. source is one with equal rows); with the delta of a kernel of higher orde
 """
 
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,7 +78,7 @@ def theorem_4_1_bound(source: Source, size: float) -> float:
         >>> round(theorem_4_1_bound(SwitchingSource(1, 0.8, 0.8), 500), 4)
         0.6777
     """
-    if size < 2:
+    if not size >= 2:
         raise ValueError(f"size: got {size}; expected 2 or more")
     return _reduction_bound(source, CONSTANT * math.log(size), f"size: got {size}")
 
@@ -85,7 +86,8 @@ def theorem_4_1_bound(source: Source, size: float) -> float:
 def theorem_4_1_size(source: Source, factor: float) -> float:
     """Dictionary size from which on theorem 4.1 promises a loss of at most `factor` times the entropy rate.
 
-    1 / (1 - eps) = f  <=>  d = (1 / delta)^(f / (0.99 (f - 1))): about 1 / delta^2 for f = 2.
+    1 / (1 - eps) = f  <=>  d = (1 / delta)^(f / (0.99 (f - 1))): about 1 / delta^2 for f = 2. Infinite where no float
+    is large enough.
 
     Args:
         source: as in `theorem_4_1_bound`.
@@ -104,7 +106,8 @@ def theorem_4_1_size(source: Source, factor: float) -> float:
     """
     if not factor > 1:
         raise ValueError(f"factor: got {factor}; expected a number above 1")
-    return checked_delta(source) ** (-factor / (CONSTANT * (factor - 1)))
+    log_size = -math.log(checked_delta(source)) / (CONSTANT * (1 - 1 / factor))
+    return math.exp(log_size) if log_size < math.log(sys.float_info.max) else math.inf
 
 
 def theorem_4_3_bound(source: Source, cross_entropy: float) -> float:
@@ -142,15 +145,15 @@ def theorem_4_5_bound(source: Source, size: int, training_symbols: float) -> flo
         The bound.
 
     Raises:
-        ValueError: as `theorem_4_1_bound`, or if the training text is longer than d.
+        ValueError: as `theorem_4_1_bound`, or if the training text is no length from 0 to d.
 
     Example:
         >>> from experiments.sources import SwitchingSource
         >>> round(theorem_4_5_bound(SwitchingSource(1, 0.1, 0.1), 200, training_symbols=200), 3)
         0.579
     """
-    if training_symbols > size:
-        raise ValueError(f"training_symbols: got {training_symbols}; expected at most d = {size}")
+    if not 0 <= training_symbols <= size:
+        raise ValueError(f"training_symbols: got {training_symbols}; expected a number from 0 to d = {size}")
     return theorem_4_1_bound(source, size)
 
 
@@ -229,7 +232,7 @@ def conjecture_1_bound(source: Source, size: float) -> float:
         >>> round(conjecture_1_bound(ThreeStateSource(0.1), 500), 4)
         0.4347
     """
-    if size < 2:
+    if not size >= 2:
         raise ValueError(f"size: got {size}; expected 2 or more")
     _check_order(source)
     epsilon = math.log(theorem_2_1_ratio(source)) / (CONSTANT * math.log(size))
@@ -249,7 +252,7 @@ def log_probability(source: Source, symbols: ArrayLike) -> NDArray[np.float64]:
         (...,) nats; -inf for an impossible string.
 
     Raises:
-        ValueError: if a symbol is outside the alphabet.
+        ValueError: if there is no axis, or a symbol is no integer or outside the alphabet.
 
     Example:
         >>> from experiments.sources import SwitchingSource
@@ -257,7 +260,10 @@ def log_probability(source: Source, symbols: ArrayLike) -> NDArray[np.float64]:
         >>> np.exp(log_probability(source, [[0, 1], [0, 0]])).round(3).tolist()
         [0.4, 0.1]
     """
-    text = np.asarray(symbols, dtype=np.int64)
+    text = np.asarray(symbols)
+    if text.ndim < 1 or (text.size and text.dtype.kind not in "iu"):
+        raise ValueError(f"symbols: got {text.dtype} of shape {text.shape}; expected integers along one axis or more")
+    text = text.astype(np.int64)
     if text.size and not 0 <= text.min() <= text.max() < source.alphabet:
         raise ValueError(f"symbols: got {text.min()}..{text.max()}; expected symbols in 0..{source.alphabet - 1}")
     first = min(source.order, text.shape[-1])
@@ -283,11 +289,16 @@ def token_cross_entropy(frequencies: NDArray[np.float64], vocabulary: Sequence[S
     Returns:
         Nats per token.
 
+    Raises:
+        ValueError: if there is not one frequency per token, or a symbol is outside the alphabet.
+
     Example:
         >>> from experiments.sources import SwitchingSource
         >>> round(token_cross_entropy(np.array([0.5, 0.5]), [(0,), (1,)], SwitchingSource(1, 0.8, 0.8)), 6)
         0.693147
     """
+    if np.shape(frequencies) != (len(vocabulary),):
+        raise ValueError(f"frequencies: got shape {np.shape(frequencies)}; expected ({len(vocabulary)},)")
     used = np.flatnonzero(frequencies).tolist()
     return -float(sum(frequencies[i] * log_probability(source, vocabulary[i]) for i in used))
 

@@ -166,6 +166,8 @@ def test_arguments_are_checked() -> None:
         ((2, 0, 0.1), "order: got 0"),
         ((2, 1, -0.1), "alpha: got -0.1"),
         ((2, 1, math.nan), "alpha: got nan"),
+        ((2, 1, math.inf), "alpha: got inf"),
+        ((0, 1, 0.1), "size: got 0"),
         ((3000, 6, 0.1), "order: got 6 with 3000 tokens"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -100,6 +100,11 @@ def test_blocks_need_many_more_tokens_than_the_theorem() -> None:
     assert math.isclose(bounds[1], 2 / 0.99 * math.log(100))
 
 
+def test_sizes_beyond_any_float() -> None:
+    assert theorem_4_1_size(FAST, 1.0001) == math.inf
+    assert math.isclose(theorem_4_1_size(FAST, math.inf), 5 ** (1 / 0.99), rel_tol=1e-12)
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_block_loss_falls_to_the_entropy_rate(source: Source) -> None:
     """H_m / m = H_inf + (H_k - k H_inf) / m."""
@@ -169,6 +174,12 @@ def test_impossible_strings() -> None:
         (lambda: theorem_4_3_bound(FAST, math.log(5) - 1e-9), "eps = 1"),
         (lambda: theorem_4_3_bound(FAST, 0.0), "eps = inf"),
         (lambda: theorem_4_5_bound(FAST, 100, training_symbols=101), "training_symbols: got 101"),
+        (lambda: theorem_4_5_bound(FAST, 100, training_symbols=-1), "training_symbols: got -1"),
+        (lambda: theorem_4_5_bound(FAST, 100, training_symbols=math.nan), "training_symbols: got nan"),
+        (lambda: conjecture_1_bound(FAST, math.nan), "size: got nan"),
+        (lambda: log_probability(FAST, [0.7, 0.2]), "symbols: got float64"),
+        (lambda: log_probability(FAST, 1), "symbols: got int64 of shape"),
+        (lambda: token_cross_entropy(np.array([1.0]), [(0,), (1,)], FAST), "frequencies: got shape"),
         (lambda: theorem_4_1_bound(SwitchingSource(2, 0.8, 0.8), 500), "source: got order 2"),
         (lambda: theorem_4_3_bound(SwitchingSource(3, 0.8, 0.8), 3.3), "source: got order 3"),
         (lambda: theorem_4_5_bound(SwitchingSource(4, 0.5, 0.5), 200, training_symbols=200), "source: got order 4"),

@@ -54,6 +54,21 @@ def test_conclusions_of_theorems_4_3_and_4_5(parameters: tuple[float, float]) ->
             assert losses.unigram <= theorem_4_3_bound(source, cross_entropy)
 
 
+@pytest.mark.slow
+def test_the_conclusion_of_theorem_4_5_on_the_whole_grid() -> None:
+    """All p and q in 0.1, 0.2, ..., 0.9, so that delta is 0.1 at least, as far as eps is below 1."""
+    tried = 0
+    for p, q in itertools.product(np.arange(1, 10) / 10, repeat=2):
+        source = SwitchingSource(1, p, q)
+        text = np.asarray(source.sample(jax.random.fold_in(KEY, round(100 * p + 10 * q)), (1, 500)))[0]
+        for size in (20, 50, 200, 500):
+            tokenizer = LZWTokenizer.train_on_prefix(text, size, alphabet=2)
+            bound = theorem_4_5_bound(source, size, training_symbols=size)
+            assert exact_losses(tokenizer, source).unigram <= bound, (p, q, size)
+            tried += 1
+    assert tried == 324
+
+
 def test_the_formula_of_theorem_4_5_is_false_for_higher_orders() -> None:
     """Why the bound refuses such sources: LZW on d symbols of an order-4 source has a higher loss."""
     source, size = SwitchingSource(4, 0.9, 0.9), 1000

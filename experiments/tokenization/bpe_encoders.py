@@ -4,6 +4,9 @@ Remark A.2 of arXiv 2404.08335: the best unigram over a dictionary depends on th
 the order-2 switching source, p = q = 0.8; the encoders are BPE's merges, the longest prefix, the fewest tokens, and the
 likeliest tokens under the unigram that the merges gave on the fitting text. Texts are not cut, and losses are held out.
 
+Ties between minimal encodings go to the longest last token. With ten tokens they are what the claim on the minimal
+encoder measures: the merges use as few tokens, and ties to the longest first token would give their loss.
+
 A dictionary of ten tokens learned from 10,000 symbols only is scored beside it.
 """
 

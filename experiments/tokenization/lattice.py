@@ -99,6 +99,9 @@ class LatticeTokenizer(Tokenizer):
 class MinimalTokenizer(LatticeTokenizer):
     """Any dictionary that contains the single symbols, with as few tokens as possible.
 
+    The definition leaves ties open, and they matter: with ten BPE tokens of the order-2 switching source the best
+    unigram's loss depends on them by 0.02 nats. Here they go to the longest last token.
+
     Args:
         vocabulary: the tokens; every symbol that occurs in one must be a token by itself.
 

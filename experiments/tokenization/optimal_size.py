@@ -7,7 +7,7 @@ the fitted unigram does not know yet. Below about 10^4 symbols the fitted unigra
 falling with the size; so the shortest text has that many.
 
 Theorem C.1 bounds the excess of a text whose length carries a constant that the paper does not give. It is taken as 1,
-and the text is cut to n' tokens as algorithm 2 says. The event that the theorem assumes often fails at these sizes
+and the text is cut to n' tokens as algorithm 2 says. The event that the theorem assumes fails at these sizes
 (column `assumed_event`); what is tested is the conclusion.
 """
 

@@ -45,6 +45,15 @@ def test_the_smallest_published_model_on_characters_has_9k_parameters():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 8_822
 
 
+def test_the_smallest_published_model_on_ten_tokens_has_18k_parameters():
+    """Figure 5a; with a position for each of the 173 tokens that the longest of some rows of 512 characters has."""
+    model = transformer(10, 173, layers=3, width=20, heads=1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    width, tokens = 20, 10
+    expected = 3 * 12 * width**2 + (tokens + 1 + 173) * width + 7 * width + tokens
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected == 18_230
+
+
 def test_the_published_settings_are_those_of_the_paper():
     config = entropy_gap.PRESETS["paper"]
     assert (config.order, config.p, config.q, config.length, len(config.seeds)) == (2, 0.8, 0.8, 512, 5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.distillation import mcmi_students
-from experiments.distillation.mcmi_students import MCMI, ORDINARY
+from experiments.distillation.mcmi_students import LONGER, MCMI, ORDINARY
 from experiments.distillation.measures import accuracy_of
 
 CPU = mcmi_students.PRESETS["cpu"]
@@ -21,7 +21,13 @@ def test_claims_compare_the_same_students_of_both_teachers():
         for share, gain in zip(config.shares, each, strict=True):
             found[(ORDINARY, objective, share)] = {"accuracy": np.array([50.0, 60.0])}
             found[(MCMI, objective, share)] = {"accuracy": np.array([50.0 + gain, 60.0])}
-    unseen = {f"{ORDINARY}, T 4": 1.0, f"{ORDINARY}, T 8": 7.0, f"{ORDINARY}, T 16": 5.0, f"{MCMI}, T 4": 6.0}
+    unseen = {
+        f"{ORDINARY}, T 4": 1.0,
+        f"{ORDINARY}, T 8": 7.0,
+        f"{ORDINARY}, T 16": 5.0,
+        f"{MCMI}, T 4": 6.0,
+        f"{LONGER}, T 4": 8.0,
+    }
     unseen = {name: {"unseen": np.array([value, value])} for name, value in unseen.items()}
     information = {ORDINARY: np.array([[0.1, 0.1], [0.3, 0.2], [0.4, 0.6], [0.2, 0.1]])}
     measured = mcmi_students._measured(config, found, unseen, information)
@@ -32,6 +38,7 @@ def test_claims_compare_the_same_students_of_both_teachers():
         "few-shot-extremes": [5.0, 0.0],
         "zero-shot": [5.0, 5.0],
         "zero-shot-temperature": [-1.0, -1.0],
+        "zero-shot-fine-tuning": [-2.0, -2.0],
         "cmi-rises-with-temperature": [0.1, 0.1],
     }
 
@@ -48,6 +55,7 @@ def test_accuracy_on_one_class_only_counts_its_images():
     [
         ("shares", (), "shares: got .*, expected at least one, ascending"),
         ("shares", (0.5, 1.0), "shares: got 1.0, expected between"),
+        ("mcmi_weights", (0.0,), "mcmi_weights: got .*, expected at least one, all above 0"),
         ("controls", (), "controls: got .*, expected temperatures above 0"),
         ("temperature", -1.0, "temperature: got -1.0, expected temperatures above 0"),
     ],

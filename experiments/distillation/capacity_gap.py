@@ -96,7 +96,7 @@ CLAIMS = (
 def run(config: Config, run_dir: Path) -> Result:
     """Train teachers of every width and the students of each."""
     from experiments.distillation.digits import digit_parts
-    from experiments.distillation.fitting import prepared
+    from experiments.distillation.students import prepared
     from experiments.runs import record_data
 
     data = {"digits": digit_parts().sha256}

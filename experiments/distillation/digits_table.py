@@ -29,7 +29,8 @@ from experiments.training.config import require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from experiments.distillation.fitting import Students, Teachers
+    from experiments.distillation.fitting import Teachers
+    from experiments.distillation.students import Students
 
 ABOUT = About(
     paper="KD, DKD, DIST, SinKD (arXiv 2402.17110), BD-KD (2212.12965), PLD (2506.12542), MCMI (2401.08732), ABKD",
@@ -130,7 +131,8 @@ def run(config: Config, run_dir: Path) -> Result:
 
 def _cohort(config: Config, seeds: tuple[int, ...]) -> tuple[dict[str, Teachers], Students]:
     """Both teachers of every seed, and its students."""
-    from experiments.distillation.fitting import mcmi_teachers, prepared
+    from experiments.distillation.fitting import mcmi_teachers
+    from experiments.distillation.students import prepared
 
     teachers, students = prepared(config, seeds)
     named = {"cross-entropy": teachers}

@@ -100,8 +100,8 @@ CLAIMS = (
 
 def run(config: Config, run_dir: Path) -> Result:
     """Train the networks, and compare their maps."""
-    from experiments.distillation.fitting import prepared
     from experiments.distillation.saliency import eigen_cam, overlap
+    from experiments.distillation.students import prepared
     from experiments.runs import record_data
 
     teachers, students = prepared(config)
@@ -112,7 +112,7 @@ def run(config: Config, run_dir: Path) -> Result:
     maps = {"teacher": np.stack([np.asarray(eigen_cam(each)) for each in teachers.test.features])}
     found: dict[str, dict[str, Any]] = {}
     for name, (one, at) in some.items():
-        outputs = students.outputs(one, teachers, at, students.parts.test)
+        outputs = students.outputs(one, teachers, at)
         maps[name] = np.stack([np.asarray(eigen_cam(each)) for each in outputs.features])
         alike = [float(overlap(a, b).mean()) for a, b in zip(maps[name], maps["teacher"], strict=True)]
         right = 100.0 * (np.asarray(outputs.logits).argmax(axis=-1) == labels).mean(axis=-1)

@@ -8,7 +8,7 @@ are computed together where that is more than 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,40 +19,37 @@ import optax
 
 from experiments.distillation.digits import (
     CLASSES,
-    DigitsConfig,
     FitConfig,
     Parts,
-    digit_parts,
     schedule,
-    transfer_rows,
 )
-from experiments.distillation.measures import accuracy_of, beside
 from experiments.distillation.networks import IMAGE, Network, Outputs, network, say
-from experiments.distillation.objectives import Objective
-from experiments.sources.digits import Digits
 from experiments.training.loop import random_stream
+from experiments.training.together import mapped
 
+PARTS = ("train", "validation", "test")
 Params = Any
+Arrays = Mapping[str, tuple[jax.Array, jax.Array]]
+"""Part -> images and labels."""
 
 
-def fit(loss: Callable[[Params, jax.Array], jax.Array], params: Params, rows: jax.Array, config: FitConfig) -> Params:
+def fit(loss: Callable[[Params, jax.Array], jax.Array], params: Params, rows: jax.Array, rate: float) -> Params:
     """Train one model.
 
     Args:
         loss: (parameters, rows (B,)) -> scalar.
         params: at the start.
         rows: of each update (steps, B).
-        config: the rate.
+        rate: of the first update.
 
     Returns:
         The parameters at the end.
 
     Example:
-        >>> rows, config = jnp.zeros((400, 2), int), FitConfig(400, 2, 0.1)
-        >>> print(f"{fit(lambda w, rows: (w - 1.0) ** 2, jnp.zeros(()), rows, config):.3f}")
+        >>> print(f"{fit(lambda w, rows: (w - 1.0) ** 2, jnp.zeros(()), jnp.zeros((400, 2), int), 0.1):.3f}")
         1.000
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, len(rows)))
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, len(rows)))
 
     def step(carry: Any, rows: jax.Array) -> Any:
         params, state = carry
@@ -62,15 +59,10 @@ def fit(loss: Callable[[Params, jax.Array], jax.Array], params: Params, rows: ja
     return jax.lax.scan(step, (params, optimizer.init(params)), rows)[0][0]
 
 
-def each(function: Callable[..., Any], arguments: Any, at_once: int) -> Any:
-    """The function of each model's arguments, compiled.
-
-    Example:
-        >>> each(lambda x: 2 * x, jnp.arange(3), 1).tolist()
-        [0, 2, 4]
-    """
-    batch_size = at_once if at_once > 1 else None
-    return jax.jit(lambda given: jax.lax.map(function, given, batch_size=batch_size))(arguments)
+def arrays(parts: Parts) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Images and labels of "train", "validation" and "test"."""
+    named = zip(PARTS, parts[:3], strict=True)
+    return {name: (jnp.asarray(part.images), jnp.asarray(part.labels)) for name, part in named}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -120,31 +112,31 @@ def train_teachers(
     Returns:
         The networks.
     """
-    net, (images, labels) = network(name), _arrays(parts.train)
-    chosen = [np.arange(len(labels))] * len(seeds) if rows is None else rows
-
-    def one(own: tuple[jax.Array, jax.Array]) -> Params:
-        params, order = own
-
-        def loss(params: Params, rows: jax.Array) -> jax.Array:
-            return _cross_entropy(say(net, params, images[rows]).logits, labels[rows])
-
-        return fit(loss, params, order, config)
-
-    keys = jnp.stack([random_stream(seed, "teacher") for seed in seeds])
+    net, count = network(name), len(parts.train)
+    chosen = [np.arange(count)] * len(seeds) if rows is None else rows
+    start = initial(net, jnp.stack([random_stream(seed, "teacher") for seed in seeds]))
     orders = jnp.stack([schedule(r, config, seed) for r, seed in zip(chosen, seeds, strict=True)])
-    return _teachers(net, one, (initial(net, keys), orders), parts, at_once)
+    fitted = _on_labels(start, orders, arrays(parts), net=net, rate=config.learning_rate, at_once=at_once)
+    return Teachers(net, *fitted)
 
 
-def _teachers(net: Network, train: Callable[[Any], Params], given: Any, parts: Parts, at_once: int) -> Teachers:
-    """Each one trained, with its outputs."""
+@partial(jax.jit, static_argnames=("net", "rate", "at_once"))
+def _on_labels(start: Params, orders: jax.Array, parts: Arrays, *, net: Network, rate: float, at_once: int) -> Any:
+    """Parameters and outputs on the three parts of networks trained on labels."""
+    images, labels = parts["train"]
 
-    def one(own: Any) -> tuple[Params, list[Outputs]]:
-        params = train(own)
-        return params, [say(net, params, _arrays(part)[0]) for part in parts[:3]]
+    def one(params: Params, order: jax.Array) -> Any:
+        def loss(params: Params, rows: jax.Array) -> jax.Array:
+            logits = say(net, params, images[rows]).logits
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
 
-    params, outputs = each(one, given, at_once)
-    return Teachers(net, params, *outputs)
+        return _with_outputs(net, fit(loss, params, order, rate), parts)
+
+    return mapped(one, at_once)(start, orders)
+
+
+def _with_outputs(net: Network, params: Params, parts: Arrays) -> Any:
+    return params, *(say(net, params, parts[name][0]) for name in PARTS)
 
 
 def mcmi_teachers(
@@ -163,196 +155,36 @@ def mcmi_teachers(
     Returns:
         New teachers.
     """
+    count = len(parts.train)
+    orders = jnp.stack([schedule(np.arange(count), config, seed + 1) for seed in seeds])
+    given = teachers.params, teachers.train.logits, orders, arrays(parts), jnp.float32(weight)
+    return Teachers(teachers.net, *_tuned(*given, net=teachers.net, rate=config.learning_rate, at_once=at_once))
+
+
+@partial(jax.jit, static_argnames=("net", "rate", "at_once"))
+def _tuned(
+    start: Params,
+    logits: jax.Array,
+    orders: jax.Array,
+    parts: Arrays,
+    weight: jax.Array,
+    *,
+    net: Network,
+    rate: float,
+    at_once: int,
+) -> Any:
+    """Parameters and outputs of fine-tuned networks."""
     import kd
 
-    images, labels = _arrays(parts.train)
+    images, labels = parts["train"]
 
-    def one(own: Any) -> Params:
-        params, logits, order = own
+    def one(params: Params, logits: jax.Array, order: jax.Array) -> Any:
         centroids = kd.class_centroids(jax.nn.softmax(logits), labels, CLASSES)
 
         def loss(params: Params, rows: jax.Array) -> jax.Array:
-            logits = say(teachers.net, params, images[rows]).logits
+            logits = say(net, params, images[rows]).logits
             return kd.mcmi_teacher(logits, labels[rows], centroids, weight=weight)
 
-        return fit(loss, params, order, config)
+        return _with_outputs(net, fit(loss, params, order, rate), parts)
 
-    orders = jnp.stack([schedule(np.arange(len(labels)), config, seed + 1) for seed in seeds])
-    return _teachers(teachers.net, one, (teachers.params, teachers.train.logits, orders), parts, at_once)
-
-
-@dataclass(frozen=True)
-class Students:
-    """What students of several seeds have in common, whatever they are taught by.
-
-    Attributes:
-        name: of the network.
-        parts: the images.
-        seeds: one student of each objective and temperature for each.
-        rows: images that each seed's students learn from.
-        config: the training.
-        at_once: students computed together.
-        of_interest: a class for each seed, on which the accuracy is measured as "unseen"; empty: none.
-    """
-
-    name: str
-    parts: Parts
-    seeds: tuple[int, ...]
-    rows: tuple[np.ndarray, ...]
-    config: FitConfig = field(default_factory=FitConfig)
-    at_once: int = 1
-    of_interest: tuple[int, ...] = ()
-
-    def distil(
-        self, objective: Objective, teachers: Teachers, temperatures: Sequence[float]
-    ) -> dict[str, dict[str, np.ndarray]]:
-        """Train a student for each temperature and seed, and measure it beside its teacher.
-
-        Args:
-            objective: how.
-            teachers: of the same seeds.
-            temperatures: of the objective.
-
-        Returns:
-            "validation" and "test" -> measure -> (temperatures, seeds).
-        """
-        net = self.net(objective, teachers)
-        train = self._trained(net, objective, teachers)
-
-        def one(own: tuple[jax.Array, jax.Array]) -> Any:
-            params, seed = train(own), own[0]
-            return self._beside(
-                seed, lambda name, images: (say(net, params, images).logits, getattr(teachers, name).logits[seed])
-            )
-
-        return self._each(one, temperatures)
-
-    def online(
-        self, objective: Objective, teacher: Network, temperatures: Sequence[float]
-    ) -> dict[str, dict[str, np.ndarray]]:
-        """Train a student and a teacher together, from initial values, for each temperature and seed.
-
-        Args:
-            objective: the sum of both losses.
-            teacher: its module.
-            temperatures: of the objective.
-
-        Returns:
-            As `distil`.
-        """
-        nets = network(self.name), teacher
-        images, labels = _arrays(self.parts.train)
-        names = ("initialisation", "teacher")
-        keys = [jnp.stack([random_stream(seed, name) for seed in self.seeds]) for name in names]
-        start, orders = [initial(net, own) for net, own in zip(nets, keys, strict=True)], self._orders()
-
-        def one(own: tuple[jax.Array, jax.Array]) -> Any:
-            seed, temperature = own
-
-            def loss(params: Params, rows: jax.Array) -> jax.Array:
-                student, teacher = (say(net, each, images[rows]) for net, each in zip(nets, params, strict=True))
-                return objective.loss(student, teacher, labels[rows], temperature)
-
-            params = fit(loss, jax.tree.map(lambda x: x[seed], start), orders[seed], self.config)
-            return self._beside(
-                seed, lambda name, x: tuple(say(net, p, x).logits for net, p in zip(nets, params, strict=True))
-            )
-
-        return self._each(one, temperatures)
-
-    def outputs(self, objective: Objective, teachers: Teachers, temperature: float, part: Digits) -> Outputs:
-        """What students of one objective say of images, features included.
-
-        Args:
-            objective: how they are trained.
-            teachers: of the same seeds.
-            temperature: of the objective.
-            part: the images.
-
-        Returns:
-            (seeds, n, ...).
-        """
-        net = self.net(objective, teachers)
-        train, images = self._trained(net, objective, teachers), _arrays(part)[0]
-        count = len(self.seeds)
-        grid = jnp.arange(count), jnp.full(count, temperature, jnp.float32)
-        return each(lambda own: say(net, train(own), images), grid, self.at_once)
-
-    def compare(self, variants: Mapping[str, tuple[Objective, float]], teachers: Teachers) -> dict[str, dict[str, Any]]:
-        """Train the students of several objectives, each at one temperature.
-
-        Args:
-            variants: name -> (objective, temperature).
-            teachers: of the same seeds.
-
-        Returns:
-            Name -> measure on the test images -> (seeds,).
-        """
-        found = {name: self.distil(one, teachers, (at,))["test"] for name, (one, at) in variants.items()}
-        return {name: {cell: values[0] for cell, values in each.items()} for name, each in found.items()}
-
-    def net(self, objective: Objective, teachers: Teachers) -> Network:
-        """The student's module."""
-        return network(self.name, teachers.train.features.shape[-1] if objective.projected else 0)
-
-    def _each(self, one: Callable[[Any], Any], temperatures: Sequence[float]) -> dict[str, dict[str, np.ndarray]]:
-        """One student for each temperature and seed, called with the seed's place and the temperature."""
-        count, temper = len(self.seeds), jnp.asarray(temperatures, jnp.float32)
-        grid = jnp.tile(jnp.arange(count), len(temper)), jnp.repeat(temper, count)
-        return jax.tree.map(lambda x: np.asarray(x).reshape(len(temper), count), each(one, grid, self.at_once))
-
-    def _beside(self, seed: jax.Array, logits: Callable[[str, jax.Array], Any]) -> dict[str, dict[str, jax.Array]]:
-        """Measures on both held-out parts; `logits` gives those of student and teacher."""
-        found = {}
-        for name in ("validation", "test"):
-            images, labels = _arrays(getattr(self.parts, name))
-            said, taught = logits(name, images)
-            found[name] = beside(said, taught, labels)
-            if self.of_interest:
-                found[name]["unseen"] = accuracy_of(said, labels, jnp.asarray(self.of_interest)[seed])
-        return found
-
-    def _orders(self) -> jax.Array:
-        return jnp.stack([schedule(r, self.config, seed) for r, seed in zip(self.rows, self.seeds, strict=True)])
-
-    def _trained(self, net: Network, objective: Objective, teachers: Teachers) -> Callable[[Any], Params]:
-        images, labels = _arrays(self.parts.train)
-        start = initial(net, jnp.stack([random_stream(seed, "initialisation") for seed in self.seeds]))
-        orders = self._orders()
-
-        def one(own: tuple[jax.Array, jax.Array]) -> Params:
-            seed, temperature = own
-            params, taught = jax.tree.map(lambda x: x[seed], (start, teachers.train))
-
-            def loss(params: Params, rows: jax.Array) -> jax.Array:
-                said = say(net, params, images[rows])
-                heard = jax.tree.map(lambda x: x[rows], taught)
-                return objective.loss(said, heard, labels[rows], temperature)
-
-            return fit(loss, params, orders[seed], self.config)
-
-        return one
-
-
-def prepared(config: DigitsConfig, seeds: Sequence[int] | None = None) -> tuple[Teachers, Students]:
-    """Teachers of a configuration, trained, and students to be.
-
-    Args:
-        config: networks, images and trainings.
-        seeds: None takes those of the configuration.
-
-    Returns:
-        Both, of the same seeds.
-    """
-    parts, seeds = digit_parts(), tuple(config.seeds if seeds is None else seeds)
-    teachers = train_teachers(config.teacher, parts, seeds, config.teacher_fit, at_once=config.at_once)
-    rows = tuple(transfer_rows(parts.train.labels, config.images, seed) for seed in seeds)
-    return teachers, Students(config.student, parts, seeds, rows, config.fit, config.at_once)
-
-
-def _arrays(part: Digits) -> tuple[jax.Array, jax.Array]:
-    return jnp.asarray(part.images), jnp.asarray(part.labels)
-
-
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return mapped(one, at_once)(start, logits, orders)

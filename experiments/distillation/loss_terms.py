@@ -97,7 +97,7 @@ CLAIMS = (
 
 def run(config: Config, run_dir: Path) -> Result:
     """Train students with every weight, and with every pair of terms."""
-    from experiments.distillation.fitting import prepared
+    from experiments.distillation.students import prepared
     from experiments.runs import record_data
 
     teachers, students = prepared(config)

@@ -30,7 +30,8 @@ from experiments.training.config import require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from experiments.distillation.fitting import Students, Teachers
+    from experiments.distillation.fitting import Teachers
+    from experiments.distillation.students import Students
 
 ABOUT = About(
     paper="MCMI (arXiv 2401.08732)",
@@ -135,8 +136,8 @@ CLAIMS = (
     ),
     _claim(
         "mcmi-zero-shot-fine-tuning",
-        "test accuracy on the digit that was left out, MCMI's teacher minus one fine-tuned as long on labels alone, same "
-        "temperature, percentage points",
+        "test accuracy on the digit that was left out, MCMI's teacher minus one fine-tuned as long on labels alone, "
+        "same temperature, percentage points",
         kind="control",
     ),
     _claim(
@@ -154,7 +155,7 @@ CLAIMS = (
 
 def run(config: Config, run_dir: Path) -> Result:
     """Train the teachers of every seed and their students on parts of the images and without a digit."""
-    from experiments.distillation.fitting import prepared
+    from experiments.distillation.students import prepared
     from experiments.runs import record_data
 
     ordinary, students = prepared(config)
@@ -193,7 +194,7 @@ def _tuned(config: Config, teachers: Teachers, students: Students, weight: float
 
 def _tried(config: Config) -> dict[str, list[float]]:
     """Each weight, and how often students of other seeds are right on the validation images; 0 if not finite."""
-    from experiments.distillation.fitting import prepared
+    from experiments.distillation.students import prepared
 
     if len(config.mcmi_weights) == 1:
         return {"weight": list(config.mcmi_weights), "accuracy": [0.0]}

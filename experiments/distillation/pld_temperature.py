@@ -104,7 +104,7 @@ CLAIMS = (
 def run(config: Config, run_dir: Path) -> Result:
     """Train students at every temperature with each teacher, and at the temperature of the rule."""
     from experiments.distillation.digits import digit_parts
-    from experiments.distillation.fitting import prepared
+    from experiments.distillation.students import prepared
     from experiments.runs import record_data
 
     data = {"digits": digit_parts().sha256}

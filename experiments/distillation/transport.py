@@ -98,7 +98,7 @@ CLAIMS = (
 
 def run(config: Config, run_dir: Path) -> Result:
     """Train the students of every variant."""
-    from experiments.distillation.fitting import prepared
+    from experiments.distillation.students import prepared
     from experiments.runs import record_data
 
     teachers, students = prepared(config)

@@ -26,7 +26,7 @@ def test_orderings_are_taken_seed_by_seed_against_the_best_of_the_others():
 
 
 def test_temperatures_are_chosen_with_seeds_that_are_not_reported(tmp_path, monkeypatch):
-    from experiments.distillation import fitting
+    from experiments.distillation import students
 
     def measured(self, objective, teachers, temperatures):
         shape = (len(temperatures), len(self.seeds))
@@ -36,7 +36,7 @@ def test_temperatures_are_chosen_with_seeds_that_are_not_reported(tmp_path, monk
         names = [*digits_table.CELLS, *(f"teacher {cell}" for cell in digits_table.CELLS)]
         return {part: {name: np.broadcast_to(value, shape) for name in names} for part in ("validation", "test")}
 
-    monkeypatch.setattr(fitting.Students, "distil", measured)
+    monkeypatch.setattr(students.Students, "distil", measured)
     small = {"seeds": (4, 2), "objectives": ("hinton",), "tuned_with": 3, "teacher": "mlp-2", "at_once": 5}
     result = digits_table.run(replace(CPU, **small, teacher_fit=FitConfig(1)), tmp_path)
     assert result.tables["cells"]["temperature"][0] == 1.0

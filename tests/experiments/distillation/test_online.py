@@ -7,9 +7,9 @@ import pytest
 
 from experiments.distillation import online
 from experiments.distillation.digits import DigitsConfig, FitConfig
-from experiments.distillation.fitting import prepared
 from experiments.distillation.networks import network
 from experiments.distillation.objectives import OBJECTIVES
+from experiments.distillation.students import prepared
 
 CPU = online.PRESETS["cpu"]
 

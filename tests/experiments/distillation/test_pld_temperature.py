@@ -29,7 +29,7 @@ def test_position_aware_weights_follow_the_label_and_then_the_teacher():
 
 
 def test_claims_are_about_the_temperature_that_other_seeds_choose(tmp_path, monkeypatch):
-    from experiments.distillation import fitting
+    from experiments.distillation import students
 
     def distilled(self, objective, teachers, temperatures):
         reported = np.array(self.seeds)[None] < 10**6
@@ -39,7 +39,7 @@ def test_claims_are_about_the_temperature_that_other_seeds_choose(tmp_path, monk
         found = {name: test for name in ("accuracy", "agreement", "entropy", "calibration error")}
         return {"test": found, "validation": {"accuracy": np.where(reported, 0.0, height)}}
 
-    monkeypatch.setattr(fitting.Students, "distil", distilled)
+    monkeypatch.setattr(students.Students, "distil", distilled)
     config = replace(pld_temperature.PRESETS["smoke"], seeds=(3, 4))
     measured = pld_temperature.run(config, tmp_path).measured
     names = ("pld-temperature-inverted-u", "pld-above-listmle", "pld-temperature-rule")

@@ -141,6 +141,42 @@ def transfer_rows(labels: np.ndarray, count: int, seed: int, without: int | None
     return np.sort(np.concatenate(chosen))
 
 
+def long_tail(labels: np.ndarray, most: int, imbalance: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    r"""Rows of images of which the classes have ever fewer, and how many each class has.
+
+    .. math:: n_k = most \cdot imbalance^{-k / 9}
+
+    for the class at rank k; which class has which rank is drawn by the seed.
+
+    Args:
+        labels: of the images there are (n,).
+        most: images of the most frequent class.
+        imbalance: of the most frequent to the rarest.
+        seed: of the draw.
+
+    Returns:
+        Rows, ascending, and the number of images of each class (10,).
+
+    Raises:
+        ValueError: there are not so many images of a class.
+
+    Example:
+        >>> rows, counts = long_tail(np.arange(200) % 10, 20, 10.0, seed=0)
+        >>> sorted(counts.tolist(), reverse=True), len(rows)
+        ([20, 15, 12, 9, 7, 6, 4, 3, 3, 2], 81)
+    """
+    random = np.random.default_rng([seed, most, 2])
+    rank = random.permutation(CLASSES)
+    counts = np.maximum(1, np.round(most * imbalance ** (-rank / (CLASSES - 1)))).astype(int)
+    shuffled, chosen = random.permutation(len(labels)), []
+    for label, count in enumerate(counts):
+        there = shuffled[labels[shuffled] == label]
+        if len(there) < count:
+            raise ValueError(f"most: got {most}, expected at most {len(there)} images of the class {label}")
+        chosen.append(there[:count])
+    return np.sort(np.concatenate(chosen)), counts
+
+
 def schedule(rows: np.ndarray, fit: FitConfig, seed: int) -> np.ndarray:
     """The rows of each update: one random order of all after the other, cut into batches.
 

@@ -33,13 +33,13 @@ Arrays = Mapping[str, tuple[jax.Array, jax.Array]]
 """Part -> images and labels."""
 
 
-def fit(loss: Callable[[Params, jax.Array], jax.Array], params: Params, rows: jax.Array, rate: float) -> Params:
+def fit(loss: Callable[[Params, Any], jax.Array], params: Params, rows: Any, rate: float) -> Params:
     """Train one model.
 
     Args:
         loss: (parameters, rows (B,)) -> scalar.
         params: at the start.
-        rows: of each update (steps, B).
+        rows: of each update (steps, B); or a pytree of what differs between updates, the updates first.
         rate: of the first update.
 
     Returns:
@@ -49,9 +49,9 @@ def fit(loss: Callable[[Params, jax.Array], jax.Array], params: Params, rows: ja
         >>> print(f"{fit(lambda w, rows: (w - 1.0) ** 2, jnp.zeros(()), jnp.zeros((400, 2), int), 0.1):.3f}")
         1.000
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(rate, len(rows)))
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, len(jax.tree.leaves(rows)[0])))
 
-    def step(carry: Any, rows: jax.Array) -> Any:
+    def step(carry: Any, rows: Any) -> Any:
         params, state = carry
         updates, state = optimizer.update(jax.grad(loss)(params, rows), state, params)
         return (optax.apply_updates(params, updates), state), None

@@ -57,7 +57,7 @@ class Config(DigitsConfig):
     """Temperatures at which the conditional information of both teachers is computed."""
     mcmi_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=200, learning_rate=5e-4))
     """Fine-tuning of MCMI's teacher, at half the rate."""
-    mcmi_weights: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    mcmi_weights: tuple[float, ...] = (0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
     """Weights of the conditional information to choose from; the paper's are 0.15 to 0.8."""
     tuned_with: int = 10
     """Further seeds, with whose students the weight is chosen."""

@@ -21,6 +21,11 @@ def test_calibration_error_against_a_loop_over_bins():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_neighbouring_bins_do_not_cancel():
+    logits = jnp.log(jnp.array([[0.95, 0.05], [0.90, 0.10]]))
+    np.testing.assert_allclose(calibration_error(logits, jnp.array([1, 0])), (0.95 + 0.10) / 2, rtol=1e-5)
+
+
 def test_a_certain_network_that_is_always_wrong_has_the_error_one():
     logits = 50.0 * jax.nn.one_hot(jnp.zeros(9, int), 4)
     assert float(calibration_error(logits, jnp.ones(9, int))) == 1.0

@@ -29,8 +29,8 @@ from experiments.training.config import require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from experiments.distillation.fitting import Teachers
     from experiments.distillation.students import Students
+    from experiments.distillation.teachers import Teachers
 
 ABOUT = About(
     paper="KD, DKD, DIST, SinKD (arXiv 2402.17110), BD-KD (2212.12965), PLD (2506.12542), MCMI (2401.08732), ABKD",
@@ -131,8 +131,8 @@ def run(config: Config, run_dir: Path) -> Result:
 
 def _cohort(config: Config, seeds: tuple[int, ...]) -> tuple[dict[str, Teachers], Students]:
     """Both teachers of every seed, and its students."""
-    from experiments.distillation.fitting import mcmi_teachers
     from experiments.distillation.students import prepared
+    from experiments.distillation.teachers import mcmi_teachers
 
     teachers, students = prepared(config, seeds)
     named = {"cross-entropy": teachers}

@@ -151,8 +151,8 @@ def train_experts(config: Config, variant: Variant, drawn: list[tuple[np.ndarray
     import jax
     import jax.numpy as jnp
 
-    from experiments.distillation.fitting import arrays, initial
     from experiments.distillation.networks import network
+    from experiments.distillation.teachers import arrays, initial
     from experiments.training.loop import random_stream
 
     net = network(config.network)
@@ -173,8 +173,8 @@ def _trained(
     import jax.numpy as jnp
 
     import kd
-    from experiments.distillation.fitting import fit
     from experiments.distillation.networks import say
+    from experiments.distillation.teachers import fit
     from experiments.training.together import mapped
 
     def experts(params: Any, images: jax.Array) -> jax.Array:

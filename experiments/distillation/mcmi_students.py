@@ -30,8 +30,8 @@ from experiments.training.config import require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from experiments.distillation.fitting import Teachers
     from experiments.distillation.students import Students
+    from experiments.distillation.teachers import Teachers
 
 ABOUT = About(
     paper="MCMI (arXiv 2401.08732)",
@@ -186,7 +186,7 @@ def run(config: Config, run_dir: Path) -> Result:
 
 
 def _tuned(config: Config, teachers: Teachers, students: Students, weight: float) -> Teachers:
-    from experiments.distillation.fitting import mcmi_teachers
+    from experiments.distillation.teachers import mcmi_teachers
 
     fit, at_once = config.mcmi_fit, config.at_once
     return mcmi_teachers(teachers, students.parts, students.seeds, fit, weight=weight, at_once=at_once)

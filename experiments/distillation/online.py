@@ -100,9 +100,9 @@ CLAIMS = (
 def run(config: Config, run_dir: Path) -> Result:
     """Train all students, choose their temperatures, and measure them."""
     from experiments.distillation.digits import digit_parts, transfer_rows
-    from experiments.distillation.fitting import train_teachers
     from experiments.distillation.networks import network
     from experiments.distillation.students import Students
+    from experiments.distillation.teachers import train_teachers
     from experiments.runs import record_data
 
     parts, seeds = digit_parts(), (*tuning_seeds(config.tuned_with), *config.seeds)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.distillation.digits import DigitsConfig, FitConfig, Parts, digit_parts, schedule, transfer_rows
-from experiments.distillation.fitting import Arrays, Params, Teachers, arrays, fit, initial, train_teachers
 from experiments.distillation.measures import accuracy_of, beside
 from experiments.distillation.networks import Network, Outputs, network, say
 from experiments.distillation.objectives import Objective
+from experiments.distillation.teachers import Arrays, Params, Teachers, arrays, fit, initial, train_teachers
 from experiments.training.loop import random_stream
 from experiments.training.together import mapped
 

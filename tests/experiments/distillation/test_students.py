@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.distillation.digits import DigitsConfig, FitConfig
-from experiments.distillation.fitting import mcmi_teachers
 from experiments.distillation.objectives import OBJECTIVES
 from experiments.distillation.students import prepared
+from experiments.distillation.teachers import mcmi_teachers
 
 CONFIG = DigitsConfig(seeds=(0, 1), teacher="mlp-12", student="mlp-5", teacher_fit=FitConfig(60), fit=FitConfig(30))
 

@@ -1,4 +1,4 @@
-"""Teachers and students of many seeds, trained one after the other in one program.
+"""Networks of many seeds fitted one after the other in one program: teachers, and teachers fine-tuned by MCMI.
 
 All that differs between two of them, the seed's images, their order and the initial values, belongs to the seed, so
 that objectives and temperatures are compared in pairs. One model after the other is fastest on a CPU; `at_once` of them

@@ -22,9 +22,9 @@ def eigen_cam(features: jax.Array) -> jax.Array:
         ValueError: the features have another number of axes.
 
     Example:
-        >>> map = jnp.array([[0.0, 1.0], [2.0, 0.0]])
+        >>> map = jnp.array([[1.0, 2.0], [2.0, 1.0]])
         >>> eigen_cam(map[None, :, :, None] * jnp.array([3.0, 4.0]))[0].round(3).tolist()
-        [[0.0, 5.0], [10.0, 0.0]]
+        [[5.0, 10.0], [10.0, 5.0]]
     """
     if features.ndim != 4:
         raise ValueError(f"features: got {features.ndim} axes, expected (B, height, width, channels)")

@@ -1,4 +1,4 @@
-"""A student does not depend on who else is trained, and MCMI's teacher says more than a class."""
+"""A student does not depend on who else is trained."""
 
 from dataclasses import replace
 
@@ -8,7 +8,6 @@ import pytest
 from experiments.distillation.digits import DigitsConfig, FitConfig
 from experiments.distillation.objectives import OBJECTIVES
 from experiments.distillation.students import prepared
-from experiments.distillation.teachers import mcmi_teachers
 
 CONFIG = DigitsConfig(seeds=(0, 1), teacher="mlp-12", student="mlp-5", teacher_fit=FitConfig(60), fit=FitConfig(30))
 
@@ -37,23 +36,3 @@ def test_models_computed_together_are_those_computed_one_by_one(cohort):
     one = students.distil(OBJECTIVES["crd"], teachers, (1.0,))["validation"]
     two = replace(students, at_once=2).distil(OBJECTIVES["crd"], teachers, (1.0,))["validation"]
     np.testing.assert_allclose(one["entropy"], two["entropy"], rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_mcmi_raises_the_information_that_a_teacher_has_of_its_class(cohort):
-    import jax
-
-    import kd
-
-    teachers, students = cohort
-    labels = students.parts.train.labels
-
-    def information(some):
-        return [
-            float(kd.conditional_information(z, labels, kd.class_centroids(jax.nn.softmax(z), labels, 10)).mean())
-            for z in some.train.logits
-        ]
-
-    tuned = mcmi_teachers(teachers, students.parts, (0, 1), FitConfig(30), weight=0.5)
-    plain = mcmi_teachers(teachers, students.parts, (0, 1), FitConfig(30), weight=0.0)
-    assert (np.array(information(tuned)) > np.array(information(plain))).all()

@@ -299,11 +299,14 @@ def plot(result: StoredResult) -> Figure:
             style = {"color": f"C{row}", "linestyle": ("-", "--")[column]}
             draw_curve(axes[0], 100 * np.array(shares), values[:, column, row], f"{loss}, {name}", **style)
     axes[0].set(xscale="log", xlabel="part of the images, %", ylabel="test accuracy, %")
+    axes[0].set_xticks(100 * np.array(shares), [f"{100 * share:g}" for share in shares])
     draw_cells(axes[1], result.tables["zero_shot"], "unseen")
     axes[1].set(xlabel="test accuracy on the digit left out, %")
     for name, curve in result.series["information"].items():
         draw_curve(axes[2], result.config["curve"], curve, name)
     axes[2].set(xscale="log", xlabel="temperature", ylabel="conditional information, nats")
+    axes[2].set_xticks(result.config["curve"], [f"{at:g}" for at in result.config["curve"]])
     for axis in (axes[0], axes[2]):
+        axis.minorticks_off()
         axis.legend(fontsize=7)
     return figure

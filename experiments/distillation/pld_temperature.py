@@ -190,6 +190,8 @@ def plot(result: StoredResult) -> Figure:
         draw_curve(axes[1], temperatures / gap, accuracy[f"{steps}"][:-1], label)
     axes[1].axvline(RULE, color="black", linestyle=":", linewidth=1)
     axes[0].set(xscale="log", xlabel="temperature", ylabel="test accuracy, %")
+    axes[0].set_xticks(temperatures, [f"{temperature:g}" for temperature in temperatures])
+    axes[0].minorticks_off()
     axes[1].set(xscale="log", xlabel="temperature over the mean gap", ylabel="test accuracy, %")
     for axis in axes:
         axis.legend(fontsize=7)

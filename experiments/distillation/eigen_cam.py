@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Eigen-CAM (arXiv 2008.00299); attention transfer (arXiv 1612.03928)",
     source="activation maps of teacher and students, on digits (ours)",
-    minutes={"smoke": 0.2, "cpu": 5},
+    minutes={"smoke": 0.2, "cpu": 6},
 )
 ATTENTION_WEIGHT = 1.0
 SHOWN = 6
@@ -41,8 +41,6 @@ STUDENTS = ("ce", "at", "hinton", "hinton + at")
 class Config(DigitsConfig):
     """Networks with as many pools as each other, so that their maps have one size."""
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """One teacher and one student of each kind per seed."""
     teacher: str = "conv-16-32"
     """Of the teacher."""
     student: str = "conv-4-8"

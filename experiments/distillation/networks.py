@@ -16,7 +16,7 @@ class Outputs(NamedTuple):
     Attributes:
         logits: (B, classes).
         features: of the last hidden layer, (B, width), or (B, height, width, channels) of a convolution.
-        projected: the features, averaged over their places, in the width of a teacher's; None without a projection.
+        projected: the features of all places in the width of a teacher's; None without a projection.
     """
 
     logits: jax.Array
@@ -25,7 +25,7 @@ class Outputs(NamedTuple):
 
 
 class Network(nn.Module):
-    """Hidden layers with ReLU, dense ones or convolutions of 3 x 3, and a linear head on the mean over places.
+    """Hidden layers with ReLU, dense ones or convolutions of 3 x 3, and a linear head on the features of all places.
 
     Attributes:
         kind: "mlp" or "conv".
@@ -46,9 +46,9 @@ class Network(nn.Module):
             if self.kind == "conv" and number:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             x = nn.relu(layer(x))
-        pooled = x.mean(axis=(1, 2)) if self.kind == "conv" else x
-        projected = nn.Dense(self.projection, name="projection")(pooled) if self.projection else None
-        return Outputs(nn.Dense(CLASSES, name="head")(pooled), x, projected)
+        flat = x.reshape(len(x), -1)
+        projected = nn.Dense(self.projection, name="projection")(flat) if self.projection else None
+        return Outputs(nn.Dense(CLASSES, name="head")(flat), x, projected)
 
 
 def network(name: str, projection: int = 0) -> Network:

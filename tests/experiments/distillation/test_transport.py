@@ -14,6 +14,7 @@ from experiments.distillation.objectives import OBJECTIVES
 CPU = transport.PRESETS["cpu"]
 
 
+@pytest.mark.slow
 def test_variants_are_the_losses_of_the_table_and_their_transport():
     rng = np.random.default_rng(5)
     s, t = (Outputs(jnp.asarray(rng.normal(size=(6, 10)), jnp.float32), jnp.zeros((6, 1))) for _ in range(2))

@@ -84,16 +84,8 @@ class Config(results.Config):
         require("the smallest of weights", min(self.weights), 1e-6)
 
 
-SMALL: dict[str, Any] = {
-    "sample": 40,
-    "tokens": 60,
-    "test": 100,
-    "hidden": 8,
-    "steps": 5,
-    "fine_steps": 3,
-    "weights": (0.1,),
-}
-PRESETS = {"smoke": Config(seeds=(0,), **SMALL), "cpu": Config()}
+SMALL: dict[str, Any] = {"sample": 40, "tokens": 60, "test": 100, "hidden": 8, "steps": 5, "fine_steps": 3}
+PRESETS = {"smoke": Config(seeds=(0,), weights=(0.1,), **SMALL), "cpu": Config()}
 
 
 def _claims(source: str, end: str) -> tuple[Claim, ...]:
@@ -193,9 +185,9 @@ def logits_of(params: list[Any], x: Any) -> jax.Array:
     import jax
 
     for kernel, bias in params[:-1]:
-        x = jax.nn.relu(x @ kernel + bias)
+        x = jax.nn.relu(x @ kernel + bias[None])
     kernel, bias = params[-1]
-    return x @ kernel + bias
+    return x @ kernel + bias[None]
 
 
 def trained(config: Config, x: Any, y: Any, others: list[Any], key: jax.Array, classes: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="On-policy KL estimators (KDRL, arXiv 2506.02208; GRPO, MiniLLM, verl, TRL)",
     source="what each has for a value and for a gradient",
-    minutes={"smoke": 0.1, "cpu": 0.1},
+    minutes={"smoke": 0.05, "cpu": 0.05},
 )
 ESTIMATORS = ("k1", "k2", "k3")
 USES = (*ESTIMATORS, "k1 as a reward")

@@ -56,7 +56,7 @@ class Config(results.Config):
     """Labelled inputs of the Gaussians to train on, and as many to validate on."""
     symbols: int = 16
     """Of the Markov source."""
-    tokens: int = 800
+    tokens: int = 4000
     """Labelled contexts of the Markov source to train on, and as many to validate on."""
     test: int = 4000
     """Inputs of the Gaussians on which errors are measured; the Markov source's are exact."""
@@ -64,10 +64,12 @@ class Config(results.Config):
     """Units of each of the two hidden layers."""
     steps: int = 500
     """Updates of the ordinary teacher, by Adam with the whole sample."""
-    fine_steps: int = 200
-    """Updates of the second stage."""
+    fine_steps: int = 50
+    """Updates of the second stage: a tenth of the first, as in the paper."""
     rate: float = 3e-3
     """Of the first update; that of the second stage is half of it, and both fall to 0."""
+    weight_decay: float = 3.0
+    """Of AdamW, in both stages; 3 has the least validation loss of the ordinary teacher, on other seeds."""
     weights: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
     """Lambdas."""
 
@@ -80,6 +82,7 @@ class Config(results.Config):
             require(name, getattr(self, name), 1)
         require("separation", self.separation, 1e-3)
         require("rate", self.rate, 1e-6)
+        require("weight_decay", self.weight_decay, 0)
         require("weights: how many", len(self.weights), 1)
         require("the smallest of weights", min(self.weights), 1e-6)
 
@@ -148,7 +151,7 @@ def markov_parts(config: Config, seed: int) -> list[Inputs]:
     Example:
         >>> train, validation, test = markov_parts(Config(), 0)
         >>> train.x.shape, test.x.shape, round(float(test.weight.sum()), 6)
-        ((800, 32), (256, 32), 1.0)
+        ((4000, 32), (256, 32), 1.0)
     """
     import jax
 
@@ -220,7 +223,7 @@ def trained(config: Config, x: Any, y: Any, others: list[Any], key: jax.Array, c
         return cross_entropy(logits_of(params, x))
 
     start = network(config, x.shape[1], classes, key)
-    ordinary, _ = fitted(plain, start, steps=config.steps, rate=config.rate)
+    ordinary, _ = fitted(plain, start, steps=config.steps, rate=config.rate, weight_decay=config.weight_decay)
     centroids = kd.class_centroids(jax.nn.softmax(logits_of(ordinary, x)), y, classes)
     losses: dict[str, Callable[[Any, Any], Any]] = {
         LONGER: lambda t, weight: cross_entropy(t),
@@ -232,7 +235,8 @@ def trained(config: Config, x: Any, y: Any, others: list[Any], key: jax.Array, c
         def of(params: Any, _: Any) -> jax.Array:
             return loss(logits_of(params, x), weight)
 
-        return fitted(of, ordinary, steps=config.fine_steps, rate=config.rate / 2)[0]
+        args: dict[str, Any] = {"rate": config.rate / 2, "weight_decay": config.weight_decay}
+        return fitted(of, ordinary, steps=config.fine_steps, **args)[0]
 
     found = {ORDINARY: jax.tree.map(lambda leaf: leaf[None], ordinary)}
     for name, loss in losses.items():

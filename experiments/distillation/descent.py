@@ -18,6 +18,7 @@ def fitted(
     record: Callable[[Any], Any] | None = None,
     key: jax.Array | None = None,
     eps: float = 1e-8,
+    weight_decay: float = 0.0,
 ) -> tuple[Any, Any]:
     """Parameters after Adam, and what was recorded before every step.
 
@@ -29,6 +30,7 @@ def fitted(
         record: parameters -> what is kept of them; None keeps nothing.
         key: the steps' keys are split from it; None is that of 0.
         eps: of Adam; gradients far below it are not scaled up, so that a start at the optimum is left as it is.
+        weight_decay: decoupled, times the rate.
 
     Returns:
         The last parameters, and the records with a leading axis of the steps.
@@ -39,7 +41,7 @@ def fitted(
         >>> round(float(end), 2), path.shape
         (3.0, (300,))
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps), eps=eps)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(rate, steps), eps=eps, weight_decay=weight_decay)
 
     def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], Any]:
         params, state = carry

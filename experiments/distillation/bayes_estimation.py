@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="MCMI teachers: Bayes conditional distribution estimation (arXiv 2401.08732)",
     source="its central claim, where the true probabilities are known",
-    minutes={"smoke": 0.1, "cpu": 3},
+    minutes={"smoke": 0.1, "cpu": 1},
 )
 GAUSSIAN, MARKOV = SOURCES = ("Gaussian classes", "Markov source")
 ORDINARY, LONGER, MCMI, ENTROPY = METHODS = ("ordinary", "longer", "MCMI", "entropy")
@@ -386,5 +386,8 @@ def plot(result: StoredResult) -> Figure:
                 else:
                     axis.plot(weights, means, "o" + style, color=f"C{number}", markersize=3, linewidth=1, label=label)
         axis.set(xscale="log", yscale="log", xlabel="lambda", ylabel="mean KL(true, P), nats", title=source)
+        axis.set_xticks(np.unique(table["weight"][table["weight"] > 0]), minor=False)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
     axes[0].legend(fontsize=7)
     return figure

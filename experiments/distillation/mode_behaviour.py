@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="SinKD: Sinkhorn distance minimisation for knowledge distillation (arXiv 2402.17110)",
     source="mode figure",
-    minutes={"smoke": 0.1, "cpu": 2},
+    minutes={"smoke": 0.1, "cpu": 1},
 )
 MODES, MASSES, WIDTH = np.array([-2.0, 2.5]), np.array([0.6, 0.4]), 0.5
 END, POINTS = 9.0, 101

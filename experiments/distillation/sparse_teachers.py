@@ -371,7 +371,7 @@ def plot(result: StoredResult) -> Figure:
                     label = f"{target}, {student}" if student == TABLE else None
                     axis.plot(ks, means, "o" + style, color=f"C{number}", markersize=3, linewidth=1, label=label)
         row[0].set(ylabel=f"KL(teacher, student), nats\nfrom {start}", yscale="log")
-        row[1].set(ylabel="mass outside of the k, student / teacher", yscale="log")
+        row[1].set(ylabel="tail mass, student / teacher", yscale="log")
     for axis in axes.flat:
         axis.set_xscale("log", base=2)
         axis.set_xlabel("k")

@@ -8,6 +8,7 @@ at 0 and KL(q, p) at 1 therefore jumps there, in value and in gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +98,18 @@ def family(config: Config, s: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np
     """
     import jax
 
+    with jax.enable_x64(True):
+        found = _program(config.betas)(s, t)
+    return np.array([float(value) for value, _ in found]), np.stack([np.asarray(g) for _, g in found])
+
+
+@cache
+def _program(betas: tuple[float, ...]) -> Any:
+    import jax
+
     import kd
 
-    kinds: list[tuple[str, dict[str, Any]]] = [("jsd", {"beta": beta}) for beta in config.betas]
+    kinds: list[tuple[str, dict[str, Any]]] = [("jsd", {"beta": beta}) for beta in betas]
     kinds = [("forward_kl", {}), *kinds, ("reverse_kl", {})]
 
     def all_of_it(s: Any, t: Any) -> list[Any]:
@@ -108,9 +118,7 @@ def family(config: Config, s: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np
             for kind, args in kinds
         ]
 
-    with jax.enable_x64(True):
-        found = jax.jit(all_of_it)(s, t)
-    return np.array([float(value) for value, _ in found]), np.stack([np.asarray(g) for _, g in found])
+    return jax.jit(all_of_it)
 
 
 def run(config: Config, run_dir: Path) -> Result:

@@ -40,7 +40,9 @@ class Config(results.Config):
     classes: int = 10
     """Of an output."""
     spread: float = 3.0
-    """Standard deviation of the logits."""
+    """Standard deviation of the logits: outputs that are far apart."""
+    overlapping: float = 1.0
+    """Another, of outputs that overlap, for the bias at s = t."""
     entropies: tuple[float, ...] = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 1000.0)
     """Rising."""
     converged: int = 20_000
@@ -52,6 +54,7 @@ class Config(results.Config):
         for name in ("batch", "classes", "converged"):
             require(name, getattr(self, name), 1)
         require("spread", self.spread, 1e-3)
+        require("overlapping", self.overlapping, 1e-3, self.spread)
         require("the smallest of entropies", min(self.entropies, default=0), 1e-4)
 
 
@@ -73,6 +76,15 @@ CLAIMS = (
     _claim("permutation-blind", "change of the loss by another order of the student's rows, relative", "below", 1e-9),
     _claim("entropic-bias", "loss per output at s = t, entropy 0.1", "above", 0.05),
     _claim("entropic-bias-gradient", "norm of the gradient by the logits at s = t, entropy 0.1", "above", 0.01),
+    _claim(
+        "entropic-bias-overlapping", "loss at s = t, entropy 0.1, overlapping outputs, the whole batch", "above", 0.06
+    ),
+    _claim(
+        "entropic-bias-overlapping-gradient",
+        "norm of the gradient by the logits at s = t, entropy 0.1, overlapping outputs",
+        "above",
+        0.014,
+    ),
     _claim(
         "entropic-bias-direction",
         "cosine of the step downhill at s = t, in probabilities, with the way of each row to the mean row",
@@ -148,8 +160,11 @@ def run(config: Config, run_dir: Path) -> Result:
                     column.append(entry)
             order = np.random.default_rng([seed, 1]).permutation(config.batch)
             found = jax.tree.map(np.asarray, programs["released"](s, t, order))
+            near = jax.tree.map(np.asarray, programs["released"](s, t * config.overlapping / config.spread, order))
             values = _at_released(found, t) | {
-                "epsilon-limits": max(abs(costs[0][0] / best - 1), abs(costs[-1][0] / mean - 1))
+                "epsilon-limits": max(abs(costs[0][0] / best - 1), abs(costs[-1][0] / mean - 1)),
+                "entropic-bias-overlapping": near["same"],
+                "entropic-bias-overlapping-gradient": np.linalg.norm(near["same gradient"]),
             }
             for name, value in values.items():
                 measured[f"distillation/sinkd-{name}"].append(float(value))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="ABKD (arXiv 2505.04560) and AKL (arXiv 2404.02657)",
     source="their analyses of the head and the tail",
-    minutes={"smoke": 0.1, "cpu": 0.3},
+    minutes={"smoke": 0.1, "cpu": 0.2},
 )
 KINDS = ("forward_kl", "reverse_kl")
 LOW, MIDDLE, HIGH = 0.2, 0.5, 1.0  # of alpha and beta, that claims are about

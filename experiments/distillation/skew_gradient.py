@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="DistiLLM (arXiv 2402.03898)",
     source="gradient figure",
-    minutes={"smoke": 0.05, "cpu": 0.1},
+    minutes={"smoke": 0.05, "cpu": 0.05},
 )
 
 

@@ -130,9 +130,9 @@ def model(config: Config, seed: int) -> Model:
     embeddings = random.standard_normal((2, size, width)) * gains[0].reshape(2, 1, width)
     first = random.standard_normal((2 * width, hidden)) / np.linalg.norm(gains[0]) * gains[1][None]
     second = 2 * 2**0.5 * random.standard_normal((hidden, size)) / np.linalg.norm(gains[1])
-    parts = (embeddings, first, second, -np.log(1 + random.permutation(size)))
-    embeddings, first, second, bias = (part.astype(np.float32) for part in parts)
-    return Model(embeddings, (first, second), bias)
+    bias = -np.log(1 + random.permutation(size))
+    kernels = first.astype(np.float32), second.astype(np.float32)
+    return Model(embeddings.astype(np.float32), kernels, bias.astype(np.float32))
 
 
 def rounded(x: jax.Array, bits: int, axis: int) -> jax.Array:

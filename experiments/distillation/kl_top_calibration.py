@@ -234,7 +234,9 @@ def calibrated(config: Config, net: Model, key: jax.Array) -> dict[tuple[str, in
             s = logits(config, net, contexts, transforms)
             if objective == CROSS_ENTROPY:
                 return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(s), tokens[:, None], 1))
-            return kd.kl_top(s, t, k=config.k if objective == TOP else config.vocabulary)
+            if objective == FULL:
+                return kd.token_divergence("forward_kl", s, t).mean()
+            return kd.kl_top(s, t, k=config.k)
 
         return of
 

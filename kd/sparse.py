@@ -2,8 +2,8 @@
 
 Four conventions are in use, and they are not compatible. With I the K stored entries:
 
-    bucket           K + 1 entries, the last one all that is not in I. Never more than the divergence of the whole
-                     vocabulary, 0 and stationary where the student equals the teacher.
+    bucket           K + 1 entries, the last one all that is not in I. 0 and stationary where the student equals the
+                     teacher; of an f-divergence (not of l2, nor of most AB-divergences) never more than the whole one.
     renorm           both renormalised on I (OSTQuant's KL-Top). Blind to the mass outside.
     teacher_renorm   the teacher renormalised on I, the student on the whole vocabulary. Pushes the student to have no
                      mass outside of I; at s = t neither 0 nor stationary.

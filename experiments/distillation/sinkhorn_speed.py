@@ -101,7 +101,8 @@ def losses(config: Config) -> dict[str, Callable[[Any, Any], jax.Array]]:
 
     args: dict[str, Any] = {"eps": config.eps, "n_iters": config.n_iters}
     found: dict[str, Any] = {OURS: partial(kd.sinkd, **args), RELEASED: partial(kd.sinkd, log_domain=False, **args)}
-    if find_spec("ott") is not None:
+    spec = find_spec("ott")
+    if spec is not None and spec.origin is not None:  # a folder of that name is no package
         found |= {PEER: partial(peer, config, True), PEER_KERNEL: partial(peer, config, False)}
     return found
 

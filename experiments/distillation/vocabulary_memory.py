@@ -68,6 +68,9 @@ class Config(results.Config):
             require(name, getattr(self, name), 1)
         for name in ("vocabularies", "timed_vocabularies", "tile"):
             require(f"the smallest of {name}", min(getattr(self, name), default=0), 1)
+        for name in ("tokens", "timed_tokens"):
+            if getattr(self, name) % min(self.token_chunk, getattr(self, name)):
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected a multiple of token_chunk")
 
 
 PRESETS = {

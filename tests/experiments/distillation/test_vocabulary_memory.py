@@ -30,3 +30,8 @@ def test_every_size_has_a_row():
     assert table["tokens"] == [16] * 4 + [64] * 4 and min(table["bytes"]) > 0
     dense = table["bytes"][0]
     assert dense >= 16 * 300 * 4
+
+
+def test_chunks_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="timed_tokens: got 30, expected a multiple of token_chunk"):
+        replace(SMOKE, timed_tokens=30)

@@ -174,6 +174,6 @@ def plot(result: StoredResult) -> Figure:
     for name in GUESSES:
         means = [table[name][table["temperature"] == temperature].mean() for temperature in temperatures]
         axis.plot(temperatures, means, "o-", markersize=3, linewidth=1, label=name)
-    axis.set(xlabel="temperature", ylabel="total variation from the true k + 1 probabilities")
+    axis.set(xlabel="temperature", ylabel="total variation from the truth")
     axis.legend(fontsize=8)
     return figure

@@ -166,5 +166,5 @@ def plot(result: StoredResult) -> Figure:
             line = axis.plot(beta, value[1:-1] / scale, "o-", markersize=3, linewidth=1)[0]
             axis.plot([0, 1], value[[0, -1]], "x", color=line.get_color())
     axes[0].set(xlabel="beta", ylabel="JSD; x: special cases of released code")
-    axes[1].set(xlabel="beta", ylabel="JSD / (beta (1 - beta)); x: forward and reverse KL")
+    axes[1].set(xlabel="beta", ylabel="JSD / (beta (1 - beta)); x: the KLs")
     return figure

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="OSTQuant (arXiv 2501.13987)",
     source="its objective, at a size of our own",
-    minutes={"smoke": 0.1, "cpu": 4},
+    minutes={"smoke": 0.1, "cpu": 19},
 )
 CROSS_ENTROPY, FULL, TOP = OBJECTIVES = ("cross-entropy", "full KL", "KL-Top")
 ROUNDED = "none"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ABOUT = About(
-    paper="ABKD (arXiv 2505.04560) and AKL (arXiv 2404.02657)",
+    paper="ABKD and AKL (arXiv 2404.02657)",
     source="their analyses of the head and the tail",
     minutes={"smoke": 0.1, "cpu": 0.2},
 )

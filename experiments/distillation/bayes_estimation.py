@@ -149,9 +149,9 @@ def markov_parts(config: Config, seed: int) -> list[Inputs]:
     """Contexts and next symbols of a source of order 2; the test part has every context once, weighed by its share.
 
     Example:
-        >>> train, validation, test = markov_parts(Config(), 0)
+        >>> train, validation, test = markov_parts(Config(symbols=3, tokens=50), 0)
         >>> train.x.shape, test.x.shape, round(float(test.weight.sum()), 6)
-        ((4000, 32), (256, 32), 1.0)
+        ((50, 6), (9, 6), 1.0)
     """
     import jax
 

@@ -8,13 +8,15 @@ import jax
 import numpy as np
 import optax
 
-from experiments.training.config import OptimizerConfig
+from experiments.training.config import MomentumConfig, OptimizerConfig
 from experiments.training.optimizer import make_optimizer
 from experiments.training.task import Task
 
 
-def update_program(task: Task, optimizer: OptimizerConfig, batch: Mapping[str, np.ndarray]) -> Callable[[], Any]:
-    """Loss, gradient and AdamW on one batch, the parameters carried from call to call.
+def update_program(
+    task: Task, optimizer: OptimizerConfig | MomentumConfig, batch: Mapping[str, np.ndarray]
+) -> Callable[[], Any]:
+    """Loss, gradient and the optimizer on one batch, the parameters carried from call to call.
 
     Args:
         task: its loss returns the value first.

@@ -151,6 +151,7 @@ def _tyro(default: Dataclass, prog: str, arguments: list[str], description: str 
         use_underscores=True,
         return_unknown_args=True,
         registry=_registry(),
+        config=(tyro.conf.AvoidSubcommands,),  # where a field may be one of several dataclasses, that of the default
     )
 
 

@@ -88,6 +88,33 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class MomentumConfig:
+    """Gradient descent with momentum, at a learning rate that falls in steps; all parameters are decayed."""
+
+    learning_rate: float = 0.05
+    """At the start."""
+    momentum: float = 0.9
+    """Decay per update of the sum of gradients that is followed."""
+    weight_decay: float = 5e-4
+    """Added to the gradient, times the parameter; of every parameter, norms and biases among them."""
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    """Fractions of the steps, ascending, from which on the rate is smaller."""
+    factor: float = 0.1
+    """By which the rate is multiplied at each of them."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("learning_rate", "weight_decay"):
+            require(f"optimizer.{name}", getattr(self, name), 0)
+        require("optimizer.momentum", self.momentum, 0, below=1)
+        require("optimizer.factor", self.factor, 0, 1)
+        if sorted({0.0, *self.milestones, 1.0}) != [0.0, *self.milestones, 1.0]:
+            raise ValueError(
+                f"optimizer.milestones: got {self.milestones}, expected ascending fractions between 0 and 1"
+            )
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """Which states are saved, and which of them are kept; the last state of a training always is."""
 
@@ -138,8 +165,8 @@ class TrainConfig:
     """Evaluations in a row without a better `stop_metric` that end the training."""
     workers: int = 0
     """Processes that read data; 0 reads in threads of this one."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimizer and schedule."""
+    optimizer: OptimizerConfig | MomentumConfig = field(default_factory=OptimizerConfig)
+    """Optimizer and schedule; a preset has one of the two, and the command line sets the fields of that one."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """What is saved and kept."""
     mesh: MeshConfig = field(default_factory=MeshConfig)

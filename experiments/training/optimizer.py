@@ -1,4 +1,4 @@
-"""AdamW by parameter groups, with its schedule, from optax."""
+"""AdamW by parameter groups, or momentum, each with its schedule, from optax."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.training.config import OptimizerConfig
+from experiments.training.config import MomentumConfig, OptimizerConfig
 
 # What parameterises a recurrence in S4, S4D, S5, Mamba and Mamba-2: the transition, the step size, the input matrix of
 # S5 and the skip. Their published recipes train these without weight decay, S4 and S5 also at a smaller rate. The
@@ -86,15 +86,39 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.schedules.join_schedules([up, optax.schedules.linear_schedule(peak, 0.0, steps - rising)], [rising])
 
 
+def stepped_schedule(config: MomentumConfig, steps: int) -> optax.Schedule:
+    """Learning rate against the number of completed updates: a constant between milestones.
+
+    Args:
+        config: rate, milestones and factor.
+        steps: updates of the whole training.
+
+    Returns:
+        Learning rate as a function of the step.
+
+    Example:
+        >>> rate = stepped_schedule(MomentumConfig(learning_rate=1.0), 240)
+        >>> [round(float(rate(step)), 4) for step in (0, 149, 150, 180, 210)]
+        [1.0, 1.0, 0.1, 0.01, 0.001]
+    """
+    scales: dict[int, float] = {}
+    for milestone in config.milestones:  # in a short training two of them may be the same update
+        update = round(milestone * steps)
+        scales[update] = scales.get(update, 1.0) * config.factor
+    return optax.schedules.piecewise_constant_schedule(config.learning_rate, scales)
+
+
 def make_optimizer(
-    config: OptimizerConfig, steps: int, labels: Labels = parameter_labels
+    config: OptimizerConfig | MomentumConfig, steps: int, labels: Labels = parameter_labels
 ) -> optax.GradientTransformation:
     """AdamW on the schedule for each parameter group, after clipping all of them by their global norm if asked for.
+
+    Of a `MomentumConfig`: v <- momentum v + (gradient + weight_decay w), w <- w - rate v, for all parameters alike.
 
     Args:
         config: rates and decays.
         steps: updates of the whole training.
-        labels: parameters -> pytree of "decay", "no_decay" and "ssm".
+        labels: parameters -> pytree of "decay", "no_decay" and "ssm", the groups of AdamW.
 
     Returns:
         An optax transformation.
@@ -106,6 +130,9 @@ def make_optimizer(
         >>> optimizer = make_optimizer(OptimizerConfig(), steps=10)
         >>> state = optimizer.init({"kernel": jnp.ones(3)})
     """
+    if isinstance(config, MomentumConfig):
+        descent = optax.sgd(stepped_schedule(config, steps), momentum=config.momentum)
+        return optax.chain(optax.add_decayed_weights(config.weight_decay), descent)
     rate = make_schedule(config, steps)
 
     def adamw(scale: float = 1.0, weight_decay: float = 0.0) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.training.config import TrainConfig
+from experiments.training.config import OptimizerConfig, TrainConfig
 from experiments.training.loop import Outcome, random_stream, train
 from experiments.training.task import Metrics, Task
 
@@ -127,7 +127,7 @@ def train_together(
     Raises:
         ValueError: gradients shall be clipped.
     """
-    if config.optimizer.clip_norm:
+    if isinstance(config.optimizer, OptimizerConfig) and config.optimizer.clip_norm:
         raise ValueError(
             f"train.optimizer.clip_norm: got {config.optimizer.clip_norm}, expected 0 for models trained together"
         )

@@ -13,9 +13,9 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from experiments.errors import UserError
-from experiments.training.config import CheckpointConfig, MeshConfig, OptimizerConfig, TrainConfig
+from experiments.training.config import CheckpointConfig, MeshConfig, MomentumConfig, OptimizerConfig, TrainConfig
 from experiments.training.mesh import AXES, make_mesh, state_shardings
-from experiments.training.optimizer import make_optimizer, make_schedule, parameter_labels
+from experiments.training.optimizer import make_optimizer, make_schedule, parameter_labels, stepped_schedule
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ from experiments.training.optimizer import make_optimizer, make_schedule, parame
         (lambda: OptimizerConfig(b1=1), "optimizer.b1: got 1, expected at least 0 and below 1"),
         (lambda: OptimizerConfig(learning_rate=float("inf")), "optimizer.learning_rate: got inf, expected at least 0"),
         (lambda: OptimizerConfig(warmup=1.5), "optimizer.warmup: got 1.5, expected between 0 and 1"),
+        (lambda: MomentumConfig(momentum=1.0), "optimizer.momentum: got 1.0, expected at least 0 and below 1"),
+        (lambda: MomentumConfig(factor=1.5), "optimizer.factor: got 1.5, expected between 0 and 1"),
+        (
+            lambda: MomentumConfig(milestones=(0.5, 0.25)),
+            r"optimizer.milestones: got \(0.5, 0.25\), expected ascending",
+        ),
+        (lambda: MomentumConfig(milestones=(0.5, 0.5)), "optimizer.milestones: got"),
+        (lambda: MomentumConfig(milestones=(0.5, 150.0)), "optimizer.milestones: got"),
         (lambda: CheckpointConfig(every=4, permanent_every=6), "permanent_every: got 6, expected a multiple of .* 4"),
         (lambda: CheckpointConfig(keep=0), "checkpoint.keep: got 0, expected at least 1"),
         (lambda: TrainConfig(ema_decay=1.0), "train.ema_decay: got 1.0"),
@@ -90,6 +98,28 @@ def test_linear_and_cosine_rise_from_nothing_and_end_there(schedule, middle):
     for warmup, steps in ((0.0, 1), (1.0, 1), (1.0, 7), (0.0, 7)):
         rate = make_schedule(OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup=warmup), steps)
         assert max(float(rate(step)) for step in range(steps)) == 1.0
+
+
+def test_the_stepped_rate_falls_with_the_first_update_behind_each_milestone():
+    rate = stepped_schedule(MomentumConfig(), 187_500)
+    steps = np.array([0, 117_187, 117_188, 140_624, 140_625, 164_061, 164_062, 187_499])
+    np.testing.assert_allclose(jax.vmap(rate)(steps), np.repeat([5e-2, 5e-3, 5e-4, 5e-5], 2), rtol=1e-5)
+    # 0.625, 0.75 and 0.875 of two updates are the first, the second and the second one again.
+    short = stepped_schedule(MomentumConfig(learning_rate=1.0), 2)
+    np.testing.assert_allclose([short(step) for step in range(3)], [1, 0.1, 1e-3], rtol=1e-5)
+
+
+def test_momentum_is_its_recursion_with_all_parameters_decayed():
+    config = MomentumConfig(learning_rate=0.5, momentum=0.75, weight_decay=0.1, milestones=(0.5,), factor=0.2)
+    optimizer, params = make_optimizer(config, 4), {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
+    state = optimizer.init(params)
+    w, v = np.array([1.0, -2.0, 3.0]), np.zeros(3)
+    for step, gradient in enumerate(np.random.default_rng(0).normal(size=(4, 3))):
+        changes, state = optimizer.update({"kernel": gradient[:2], "bias": gradient[2:]}, state, params)
+        params = jax.tree.map(jnp.add, params, changes)
+        v = 0.75 * v + gradient + 0.1 * w
+        w = w - (0.5 if step < 2 else 0.1) * v
+        np.testing.assert_allclose(np.concatenate([params["kernel"], params["bias"]]), w, rtol=1e-5)
 
 
 # Parameters of the models here and of the recurrences to come, in the groups of their published recipes.

@@ -90,12 +90,16 @@ def main(arguments: Sequence[str]) -> int:
         if not help_wanted:
             raise UserError(f"run needs the id of a result; there is: {', '.join(discover())}")
         parse(Flags(), f"{PROGRAM} run ID|PAPER|FILE.py|headline|all", arguments, _description())
-    results = _with_preset(select(str(target)), first.preset)
+    named = select(str(target))
+    results = _with_preset(named, first.preset)
     if help_wanted and len(results) == 1:
         parse(_flags(results[0], first.preset), f"{PROGRAM} run {target}", arguments, _result_description(results[0]))
     elif help_wanted:
         parse(_flags_of_many(results, first.preset), f"{PROGRAM} run {target}", arguments, _description())
     jobs = _jobs(results, first, arguments, str(target))
+    for result in named:
+        if result not in results:
+            print(f"left out: {result.id} has no preset {first.preset}", file=sys.stderr)
     keep_compiled_programs()
     if first.processes > 1 and not distributed.is_one_of_several():
         commands = [_words_for(job, jobs, arguments, str(target)) for job in jobs]
@@ -235,9 +239,6 @@ def _with_preset(results: Sequence[ResultFile], preset: str) -> list[ResultFile]
     if preset not in PRESET_NAMES or len(results) == 1:
         for result in results:
             result.preset(preset)
-    for result in results:
-        if preset not in result.presets:
-            print(f"left out: {result.id} has no preset {preset}", file=sys.stderr)
     if not (found := [result for result in results if preset in result.presets]):
         raise UserError(f"no result to run at preset {preset}")
     return found

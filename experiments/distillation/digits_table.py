@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from experiments.distillation.teachers import Teachers
 
 ABOUT = About(
-    paper="KD, DKD, DIST, SinKD (arXiv 2402.17110), BD-KD (2212.12965), PLD (2506.12542), MCMI (2401.08732), ABKD",
+    paper="KD, DKD, DIST, SinKD, BD-KD, PLD, MCMI, ABKD",
     source="an analogue of their main tables, on digits (ours)",
     minutes={"smoke": 0.2, "cpu": 3, "gpu": 10},
 )

@@ -370,7 +370,7 @@ def plot(result: StoredResult) -> Figure:
             means[i, j] = table["loss"][here].mean() if here.any() else np.nan
     low, high = np.nanmin(means, axis=0), np.nanmax(means, axis=0)
     figure, axis = plt.subplots(figsize=(1.6 * len(sources) + 2, 0.36 * len(models) + 1), layout="constrained")
-    axis.imshow((means - low) / np.maximum(high - low, 1e-9), cmap="YlGnBu_r", vmin=-0.3, aspect="auto")
+    axis.imshow((means - low) / np.maximum(high - low, 1e-9), cmap="YlGnBu_r", vmin=-1.2, aspect="auto")
     for (i, j), value in np.ndenumerate(means):
         axis.text(j, i, "" if np.isnan(value) else f"{value:.3f}", ha="center", va="center", fontsize=8)
     axis.set_xticks(range(len(sources)), sources, fontsize=8)

@@ -209,7 +209,7 @@ def plot(result: StoredResult) -> Figure:
     axes[0].axhline(references["unigram_entropy"][0], color="#0072B2", linestyle="--", label="H(pi)")
     axes[0].axhline(references["entropy_rate"][0], color="black", linestyle="--", label="entropy rate")
     axes[0].set(xlabel="updates", ylabel="nats per symbol", title=f"texts of {lengths[-1]} characters")
-    axes[1].set(xlabel="symbols of a text", ylabel="updates until the plateau is left (triangles: never)")
+    axes[1].set(xlabel="symbols of a text", ylabel="updates on the plateau (triangle: all)")
     for axis in axes:
         axis.legend(fontsize=7)
     return figure

@@ -10,9 +10,10 @@ values, both relative to m. So a chunk is plain causal linear attention with que
 
     o_t = (q_t / n_t) (exp(m - r) S + sum_{j<=t} k_j v_j^T).
 
-With r the largest logit of chunk and state no key exceeds 1 and nothing overflows; but tokens far below r lose their
-keys to underflow. `comfortable` says whether any does that matters; then `exact_chunk` takes each token's own running
-maximum for r.
+r is the maximum of the entering state, or where that is empty the first logit of the chunk. So it depends on no later
+token, and neither does a bit of o_t: keys that a token does not see are multiplied by 0. But logits far above r would
+overflow, and those far below lose their keys to underflow. `comfortable` says where that does not matter; at the other
+tokens `exact_chunk` takes each token's own running maximum for r.
 
 A key factor w_j multiplies k_j behind the normalisation: F factors give F K key channels that share K normalisers.
 
@@ -143,12 +144,16 @@ def sight(keep: Array | None, length: int) -> Sight:
 
 
 def relative(chunk: Chunk, sees: Sight, state: AdditiveState) -> Relative:
-    """The chunk relative to the largest logit of it and of the state that enters."""
+    """The chunk relative to what its first token sees: the maximum of the state that enters, or its own logit."""
     entering = jnp.where(sees.entering[:, :, 0], state.maximum, -jnp.inf)
-    reference = finite(jnp.maximum(chunk.logits.max(axis=2), entering))
+    # A sum over tokens, though of one alone: XLA on CPU would compute all keys anew wherever a mere slice enters them.
+    first = jnp.where(jnp.arange(chunk.logits.shape[2])[:, None] == 0, finite(chunk.logits), 0).sum(axis=2)
+    reference = jnp.where(entering > -jnp.inf, entering, first)
     last = jnp.where(sees.leaving, chunk.logits, -jnp.inf).max(axis=2)
     maximum = jnp.maximum(last, jnp.where(sees.entering[:, :, -1], state.maximum, -jnp.inf))
-    keys = jnp.exp(chunk.logits - reference[:, :, None])
+    # A key that is cut here is beyond what is comfortable, and finite where it is not seen.
+    largest = 1 - 0.7 * jnp.log(jnp.finfo(chunk.logits.dtype).tiny)
+    keys = jnp.exp(jnp.minimum(chunk.logits - reference[:, :, None], largest))
     decay = jnp.exp(entering - reference)
     normalisers = jnp.where(sees.entering, (decay * state.total)[:, :, None], 0)
     normalisers += dot("...tj,...jk->...tk", _weights(sees, keys), keys)
@@ -156,10 +161,10 @@ def relative(chunk: Chunk, sees: Sight, state: AdditiveState) -> Relative:
 
 
 def comfortable(r: Relative, real: Array | None) -> Array:
-    """Whether no normaliser is so small that keys beside it are lost to underflow; real (B, 1, C, 1) or None."""
+    """Where (B, H, C, K) no key is lost to overflow, or to underflow that matters; real (B, 1, C, 1) or None."""
     least = jnp.finfo(r.keys.dtype).tiny ** 0.7
-    large = r.normalisers >= least
-    return jnp.all(large if real is None else large | ~real)
+    fits = (r.normalisers >= least) & (r.normalisers <= 1 / least)
+    return fits if real is None else fits | ~real
 
 
 def chunk_output(chunk: Chunk, sees: Sight, state: AdditiveState, r: Relative) -> tuple[Array, AdditiveState]:

@@ -15,6 +15,7 @@ from lightnet.scan.additive.chunk import (
     AdditiveState,
     AdditiveSummary,
     Chunk,
+    Relative,
     add,
     chunk_gradient,
     chunk_output,
@@ -141,12 +142,21 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _forward(chunk: Chunk, tokens: Tokens, state: AdditiveState) -> tuple[Array, AdditiveState]:
+    """Outputs of a chunk and the state that leaves. No bit of what is computed for a token depends on a later one."""
     sees = sight(tokens.keep, chunk.v.shape[2])
     r = relative(chunk, sees, state)
+    quick = partial(chunk_output, sees=sees)
+
+    def exact_elsewhere(chunk: Chunk, state: AdditiveState, r: Relative) -> tuple[Array, AdditiveState]:
+        (o, after), exact = quick(chunk, state=state, r=r), exact_chunk(chunk, tokens.keep, state, block=BLOCK)
+        fits = comfortable(r, None).all(axis=-1)[..., None]  # (B, H, C, 1), true at the end where padding follows
+        ends = fits[:, :, -1], fits[:, :, -1], fits[:, :, -1:]
+        return jnp.where(fits, o, exact[0]), AdditiveState(*map(jnp.where, ends, after, exact[1]))
+
     return lax.cond(
-        comfortable(r, tokens.real),
-        lambda chunk, state, r: chunk_output(chunk, sees, state, r),
-        lambda chunk, state, r: exact_chunk(chunk, tokens.keep, state, block=BLOCK),
+        jnp.all(comfortable(r, tokens.real)),
+        lambda chunk, state, r: quick(chunk, state=state, r=r),
+        exact_elsewhere,
         chunk,
         state,
         r,
@@ -159,7 +169,7 @@ def _backward(
     sees = sight(tokens.keep, chunk.v.shape[2])
     r = relative(chunk, sees, state)
     return lax.cond(
-        comfortable(r, tokens.real),
+        jnp.all(comfortable(r, tokens.real)),
         lambda chunk, state, r, *bars: chunk_gradient(chunk, sees, state, r, *bars),
         lambda chunk, state, r, *bars: exact_gradient(chunk, tokens.keep, state, *bars, block=BLOCK),
         chunk,

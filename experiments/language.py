@@ -179,14 +179,14 @@ def next_token_task(model: Any, held_out: Mapping[str, Mapping[str, Any]], lengt
     from experiments.training.task import Task
     from experiments.training.validation import validation
 
-    def per_row(variables: Any, batch: Any) -> dict[str, Any]:
+    def per_row(variables: Any, batch: Any, **dropping: Any) -> dict[str, Any]:
         tokens = batch["tokens"]
-        logits = model.apply(variables, tokens[:, :-1])
+        logits = model.apply(variables, tokens[:, :-1], **dropping)
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
         return {"nats": -picked.sum(axis=1), "bytes": jnp.asarray(lengths)[tokens[:, 1:]].sum(axis=1)}
 
     def loss(variables: Any, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
-        sums = {name: values.sum() for name, values in per_row(variables, batch).items()}
+        sums = {name: values.sum() for name, values in per_row(variables, batch, rngs={"dropout": key}).items()}
         nats_per_byte = sums["nats"] / sums["bytes"]
         return sums["nats"] / batch["tokens"][:, 1:].size, {"nats_per_byte": nats_per_byte}
 

@@ -98,7 +98,7 @@ class LanguageModel(Vocabulary):
 
         Args:
             cache: tokens that softmax attention keeps to generate; the other mixers have a state of fixed size anyway.
-            **stack_options: `dtype` and `remat`, see `lightnet.models.stack`.
+            **stack_options: `dtype`, `remat` and `dropout`, see `lightnet.models.stack`.
 
         Returns:
             The model, whose parameters do not depend on the arguments.

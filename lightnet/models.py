@@ -92,7 +92,16 @@ CAUSAL_LMS: Mapping[str, Size] = MappingProxyType(
 )
 
 
-def stack(size: Size, mixer: MixerConstructor, *, dtype: Any = None, remat: str = "none", **options: Any) -> Backbone:
+def stack(
+    size: Size,
+    mixer: MixerConstructor,
+    *,
+    dtype: Any = None,
+    remat: str = "none",
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    **options: Any,
+) -> Backbone:
     """The blocks of a size around a mixer: RMSNorm, mixer, RMSNorm, GLU.
 
     Args:
@@ -100,6 +109,8 @@ def stack(size: Size, mixer: MixerConstructor, *, dtype: Any = None, remat: str 
         mixer: constructor of mixers.
         dtype: see `Backbone`.
         remat: see `Backbone`.
+        dropout: see `Backbone`.
+        drop_path: see `Backbone`.
         **options: further fields of the mixer, such as `relative`.
 
     Returns:
@@ -117,6 +128,8 @@ def stack(size: Size, mixer: MixerConstructor, *, dtype: Any = None, remat: str 
         remat=remat,
         channel_mixer=partial(GLU, hidden=size.glu),
         norm=RMS_NORM,
+        dropout=dropout,
+        drop_path=drop_path,
     )
 
 

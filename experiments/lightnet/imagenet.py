@@ -6,9 +6,9 @@ tests run two steps of it, with fewer blocks, on generated pictures that TFDS re
 `experiments.sources.imagenet`.
 
 The recipe is that of the same group's HGRN2, which LightNet very probably reuses; unconfirmed, as the sizes are. What
-differs from it: no drop path (0.1 there), a learning rate from 0 and to 0 (1e-6 and 1e-5 there), examples that do not
-fill a batch are carried into the next epoch, and one bit is left where posterising would leave none. It is the recipe
-of the size tiny; that of small is
+differs from it: a learning rate from 0 and to 0 (1e-6 and 1e-5 there), examples that do not fill a batch are carried
+into the next epoch, and one bit is left where posterising would leave none. It is the recipe of the size tiny; that of
+small is
 
     --config.size small --config.train.batch_size 2048 --config.train.steps 187671
     --config.train.optimizer.learning_rate 3e-3 --config.train.optimizer.weight_decay 0.1
@@ -89,6 +89,8 @@ class Config(results.Config):
     """Width and heads, see `lightnet.models.CLASSIFIERS`."""
     num_layers: int = 12
     """Blocks."""
+    drop_path: float = 0.1
+    """Rate at which branches of the last block are dropped; it grows from 0 with depth."""
     data_dir: str = ""
     """Where TFDS's data sets are prepared; empty: its default, ~/tensorflow_datasets."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -112,6 +114,7 @@ class Config(results.Config):
         """Check names and ranges."""
         super().__post_init__()
         require("num_layers", self.num_layers, 1)
+        require("drop_path", self.drop_path, 0, below=1)
         require("train.eval_every", self.train.eval_every, 1)
         for model in self.models:
             read_model(model, "models", "pictures")
@@ -176,6 +179,7 @@ def model_of(config: Config, name: str) -> Any:
         CLASSES,
         mixer=mixer(kind, causal=False),
         remat=config.train.remat,
+        drop_path=config.drop_path,
         **positions(encoding),
     )
 
@@ -203,6 +207,7 @@ def classification_task(config: Config, model: Any, validation_part: Any) -> Tas
     Returns:
         The task.
     """
+    import jax
     import jax.numpy as jnp
     import optax
 
@@ -211,8 +216,9 @@ def classification_task(config: Config, model: Any, validation_part: Any) -> Tas
     from experiments.training.validation import validation
 
     def loss(variables: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
-        images, targets = training_batch(config.augmentation, batch, key)
-        logits = model.apply(variables, images.astype(config.train.precision))
+        augmenting, dropping = jax.random.split(key)
+        images, targets = training_batch(config.augmentation, batch, augmenting)
+        logits = model.apply(variables, images.astype(config.train.precision), rngs={"dropout": dropping})
         return optax.softmax_cross_entropy(logits, targets).mean(), {}
 
     def metrics(variables: Any, batch: Any) -> dict[str, jax.Array]:

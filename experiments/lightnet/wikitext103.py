@@ -6,8 +6,9 @@ been run**: tests run two steps of it, with one block, on generated articles in 
 files that must be there, see `experiments.sources.wikitext`.
 
 The recipe is that of the same group's HGRN2, which LightNet very probably reuses; unconfirmed, as the size is. What
-differs from it: no dropout (0.1 there), and weight decay acts on kernels of dense layers alone. Of the two encodings
-each mixer has those of `lightnet/causal_lm`, and its number of parameters is LightNet's, by the width of the GLU.
+differs from it: dropout is on embedded tokens and on what blocks add, and weight decay acts on kernels of dense layers
+alone. Of the two encodings each mixer has those of `lightnet/causal_lm`, and its number of parameters is LightNet's, by
+the width of the GLU.
 
 Perplexities are per word, as usual for this text: exp(nats of all tokens over the number of words), `<unk>` and the
 end of a line being words. Rows do not overlap, so the first tokens of a row are predicted from few others; what does
@@ -54,6 +55,8 @@ class Config(results.Config):
     """Blocks; width and heads are those of `lightnet.models.CAUSAL_LMS["44m"]`."""
     length: int = 512
     """Tokens per row."""
+    dropout: float = 0.1
+    """Rate, see `lightnet.backbone.Backbone`."""
     text_dir: str = "data/wikitext-103"
     """Folder with wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens."""
     tokenizer: str = "data/gpt2/tokenizer.json"
@@ -78,6 +81,7 @@ class Config(results.Config):
         super().__post_init__()
         require("num_layers", self.num_layers, 1)
         require("length", self.length, 1)
+        require("dropout", self.dropout, 0, below=1)
         require("train.eval_every", self.train.eval_every, 1)
         for model in self.models:
             read_model(model, "models", "causal text")
@@ -222,7 +226,7 @@ def _train(config: Config, model: LanguageModel, text: Tokens, folder: Path, see
     describe(folder, model)
     held_out = {part: text.rows[part] for part in ("valid", "test")}
     at_once = config.train.device_batch or config.train.batch_size
-    module = model.build(remat=config.train.remat)
+    module = model.build(remat=config.train.remat, dropout=config.dropout)
     task = language.next_token_task(module, held_out, text.vocabulary.lengths, at_once)
     return train(config.train, task, text.rows["train"], folder, seed=seed, label=folder.name).evaluation
 

@@ -42,17 +42,49 @@ class MLP(nn.Module):
         return nn.Dense(x.shape[-1], use_bias=self.use_bias, kernel_init=down, dtype=self.dtype, name="down")(h)
 
 
+class Drop(nn.Module):
+    """Dropout (Srivastava et al. 2014), then stochastic depth (Huang et al. 2016, arXiv 1603.09382), of a branch.
+
+    Both multiply what they keep by 1 / (1 - rate), and act where `apply` is given random numbers by the name
+    "dropout", nowhere else.
+
+    Attributes:
+        dropout: rate at which single numbers are dropped.
+        drop_path: rate at which the branch is, for each example by itself.
+
+    Example:
+        >>> import jax
+        >>> y = Drop(drop_path=0.5).apply({}, jnp.ones((64, 3, 2)), rngs={"dropout": jax.random.key(0)})
+        >>> sorted(set(y.sum(axis=(1, 2)).tolist()))
+        [0.0, 12.0]
+    """
+
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The branch (B, L, D), or what is left of it."""
+        if not self.has_rng("dropout"):
+            return x
+        x = nn.Dropout(self.dropout, deterministic=False)(x)
+        return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(x)
+
+
 class Block(nn.Module):
-    """Pre-norm residual block: x + mixer(norm(x)), then x + mlp(norm(x)) if there is an mlp."""
+    """Pre-norm residual block: x + mixer(norm(x)), then x + mlp(norm(x)) if there is an mlp; see `Drop`."""
 
     mixer: Callable[..., Mixer]
     mlp: Callable[..., nn.Module] | None
     norm: Callable[..., nn.Module]
+    dropout: float = 0.0
+    drop_path: float = 0.0
 
     def setup(self) -> None:
         """Declare the sublayers and their norms."""
         self.mix_norm = self.norm()
         self.mix = self.mixer()
+        self.drop_mixed, self.drop_fed = (Drop(self.dropout, self.drop_path) for _ in range(2))
         if self.mlp is not None:
             self.mlp_norm = self.norm()
             self.feed_forward = self.mlp()
@@ -62,15 +94,14 @@ class Block(nn.Module):
     ) -> tuple[Array, State]:
         """Mix a whole sequence (B, L, D)."""
         y, state = self.mix(self.mix_norm(x), state, segment_ids=segment_ids, mask=mask)
-        return self._per_token(x + y), state
+        x = x + self.drop_mixed(y)
+        return x if self.mlp is None else x + self.drop_fed(self.feed_forward(self.mlp_norm(x))), state
 
     def step(self, x: Array, state: State) -> tuple[Array, State]:
         """Advance by one token (B, D)."""
         y, state = self.mix.step(self.mix_norm(x), state)
-        return self._per_token(x + y), state
-
-    def _per_token(self, x: Array) -> Array:
-        return x if self.mlp is None else x + self.feed_forward(self.mlp_norm(x))
+        x = x + y
+        return x if self.mlp is None else x + self.feed_forward(self.mlp_norm(x)), state
 
 
 class Backbone(nn.Module):
@@ -95,6 +126,11 @@ class Backbone(nn.Module):
         norm: constructor of norms, such as `functools.partial(flax.linen.RMSNorm, epsilon=1e-6)`, called with
             `scale_init` and `dtype`; None is LayerNorm.
         float32_residual: sum what the blocks add in float32 at least, whatever `dtype` is.
+        dropout: rate at which numbers are dropped of what enters the first block and of what each branch adds. Only
+            where `apply` is given random numbers: `model.apply(variables, x, rngs={"dropout": key})`; steps drop
+            nothing.
+        drop_path: rate at which the last block's branches are dropped, for each example by itself; that of the first is
+            0, and in between it grows linearly. Under the same condition.
 
     Example:
         >>> from functools import partial
@@ -118,9 +154,14 @@ class Backbone(nn.Module):
     channel_mixer: Callable[..., nn.Module] | None = None
     norm: Callable[..., nn.Module] | None = None
     float32_residual: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
 
     def setup(self) -> None:
         """Declare the blocks and the final norm."""
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected a rate from 0 and below 1")
         if self.num_layers < 1:
             raise ValueError(f"num_layers: got {self.num_layers}, expected at least 1")
         if self.mlp_ratio < 0:
@@ -147,7 +188,9 @@ class Backbone(nn.Module):
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=getattr(jax.checkpoint_policies, self.remat))
-        self.blocks = [block(mixer, None if alone else mlp, norm) for _ in range(self.num_layers)]
+        path = [self.drop_path * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
+        self.blocks = [block(mixer, None if alone else mlp, norm, self.dropout, rate) for rate in path]
+        self.drop_input = Drop(self.dropout)
         self.final_norm = norm()
 
     def __call__(
@@ -169,7 +212,7 @@ class Backbone(nn.Module):
         """
         self._check(x, segment_ids, mask)
         states = []
-        x = self._residual(x if mask is None else jnp.where(mask[..., None], x, 0))
+        x = self.drop_input(self._residual(x if mask is None else jnp.where(mask[..., None], x, 0)))
         for i, block in enumerate(self.blocks):
             x, after = block(x, None if state is None else state[i], segment_ids=segment_ids, mask=mask)
             states.append(after)

@@ -17,7 +17,7 @@ class Bigram:
         """Untrained, it guesses uniformly."""
         return {"table": jnp.zeros((256, 256))}
 
-    def apply(self, params, tokens):
+    def apply(self, params, tokens, rngs=None):
         """Logits of the next token."""
         return params["table"][tokens]
 

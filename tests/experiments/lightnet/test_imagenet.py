@@ -46,6 +46,7 @@ def test_the_recipe_is_the_published_one():
     assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm) == (1.5e-3, 0.05, 5.0)
     assert (optimizer.schedule, optimizer.b1, optimizer.b2) == ("cosine", 0.9, 0.999)
     assert optimizer.warmup * 300 == pytest.approx(20)
+    assert model_of(PAPER, MODELS[0]).backbone.drop_path == 0.1 and model_of(PAPER, MODELS[1]).backbone.dropout == 0
     assert PAPER.augmentation == AugmentationConfig(
         operations=2, probability=0.5, magnitude=9.0, deviation=0.5, erasing=0.25, mixup=0.8, cutmix=1.0, smoothing=0.1
     )

@@ -30,6 +30,7 @@ def test_the_recipe_is_the_published_one():
     train, optimizer = PAPER.train, PAPER.train.optimizer
     assert (train.steps, train.batch_size, PAPER.length, train.precision) == (50_000, 128, 512, "bfloat16")
     assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.98, 0.1, 1.0)
+    assert PAPER.dropout == 0.1
     rate = make_schedule(optimizer, train.steps)
     np.testing.assert_allclose([rate(s) for s in (0, 2000, 4000, 16_000)], [0, 2.5e-4, 5e-4, 2.5e-4], rtol=1e-6)
 

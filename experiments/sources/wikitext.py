@@ -1,8 +1,13 @@
-"""WikiText-103 from its three original files, and GPT-2's tokenizer from its file, both checked.
+"""WikiText-103 from its three original files or as TFDS prepares it, and GPT-2's tokenizer from its file, all checked.
 
-TFDS has no WikiText-103 that can be read without TensorFlow, so it is read from a folder with `wiki.train.tokens`,
-`wiki.valid.tokens` and `wiki.test.tokens`: text in which words are separated by blanks, rare ones replaced by `<unk>`
-(Merity et al., arXiv 1609.07843).
+The files are `wiki.train.tokens`, `wiki.valid.tokens` and `wiki.test.tokens`: text in which words are separated by
+blanks, rare ones replaced by `<unk>` (Merity et al., arXiv 1609.07843). TFDS has no builder of its own for them, but
+one for data sets of Hugging Face's library; where that library is installed, which this project does not ask for,
+
+    tfds build huggingface:wikitext/wikitext-103-v1 --file_format=array_record --data_dir=DIR
+
+prepares a folder DIR/huggingface__wikitext/.../1.0.0 that is read here without it and without TensorFlow. There an
+example is a line, and "" stands for a blank one. **That was tried on generated lines only.**
 """
 
 import json
@@ -41,7 +46,7 @@ def read_wikitext(folder: str | Path) -> dict[str, Corpus]:
     """The three parts, a document per article.
 
     Args:
-        folder: with the three files.
+        folder: with the three files, or with what TFDS has prepared.
 
     Returns:
         "train", "valid" and "test".
@@ -49,16 +54,36 @@ def read_wikitext(folder: str | Path) -> dict[str, Corpus]:
     Raises:
         UserError: a file is absent, or is not that part of WikiText-103.
     """
-    return {part: _read(Path(folder) / f"wiki.{part}.tokens", part) for part in WORDS}
+    folder = Path(folder)
+    if (folder / "dataset_info.json").exists():
+        return {part: _checked(_prepared(folder, part), f"{folder}, {part}", part) for part in WORDS}
+    files = {part: folder / f"wiki.{part}.tokens" for part in WORDS}
+    return {part: _checked(_text(path), str(path), part) for part, path in files.items()}
 
 
-def _read(path: Path, part: str) -> Corpus:
+def _prepared(folder: Path, part: str) -> str:
+    """Text of a part as TFDS has prepared it."""
+    import tensorflow_datasets as tfds
+
     try:
-        text = path.read_text("utf-8")
+        lines = tfds.builder_from_directory(folder).as_data_source({"valid": "validation"}.get(part, part))
+        return "".join(lines[i]["text"].decode("utf-8") or " \n" for i in range(len(lines)))
+    except Exception as error:  # TFDS raises whatever its registry, its formats or the file system raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"{folder} is no WikiText-103 in TFDS's array_record format ({reason}); {_ELSEWHERE}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
     except OSError:
         raise UserError(f"no file {path}: WikiText-103 is wiki.train.tokens and so on; {_ELSEWHERE}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason})") from None
+
+
+def _checked(text: str, path: str, part: str) -> Corpus:
+    """The articles of a text that is that part."""
     if not (title := _ARTICLE.search(text)) or text[: title.start()].strip():
         raise UserError(f"{path} does not begin with the title of an article, ' = Title = '")
     corpus = Corpus(f"WikiText-103, {part}", tuple(filter(None, _ARTICLE.split(text))))

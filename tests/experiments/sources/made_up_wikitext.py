@@ -31,6 +31,32 @@ def write_wikitext(folder, articles=4):
     return words
 
 
+def prepare_wikitext(folder, data_dir, shuffled=False):
+    """The files of a folder as TFDS prepares them, without TensorFlow: an example per line, "" where one is blank."""
+    import tensorflow_datasets as tfds
+
+    class Wikitext(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Lines."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            return self.dataset_info_from_configs(features=features, disable_shuffling=not shuffled)
+
+        def _split_generators(self, manager):
+            return {{"valid": "validation"}.get(part, part): self._generate_examples(part) for part in PARTS}
+
+        def _generate_examples(self, part):
+            lines = (folder / f"wiki.{part}.tokens").read_text("utf-8").splitlines(keepends=True)
+            for number, line in enumerate(lines):
+                yield number, {"text": line if line.strip() else ""}
+
+    builder = Wikitext(data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare(file_format="array_record")
+    return builder.data_dir
+
+
 def gpt2_like_tokenizer():
     """Byte-level BPE with GPT-2's 50,257 ids, of which only a few are GPT-2's own; the merges are made up."""
     from tokenizers import pre_tokenizers

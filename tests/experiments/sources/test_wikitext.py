@@ -7,7 +7,12 @@ import pytest
 from experiments.errors import UserError
 from experiments.sources import wikitext
 from experiments.sources.wikitext import count_words, read_gpt2_tokenizer, read_wikitext
-from tests.experiments.sources.made_up_wikitext import gpt2_like_tokenizer, write_tokenizer, write_wikitext
+from tests.experiments.sources.made_up_wikitext import (
+    gpt2_like_tokenizer,
+    prepare_wikitext,
+    write_tokenizer,
+    write_wikitext,
+)
 
 
 @pytest.fixture
@@ -97,3 +102,23 @@ def test_an_absent_or_broken_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{", "utf-8")
     with pytest.raises(UserError, match="is no tokenizer.json"):
         read_gpt2_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_what_tfds_has_prepared_reads_as_the_files_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(wikitext, "WORDS", write_wikitext(tmp_path / "text"))
+    prepared = prepare_wikitext(tmp_path / "text", tmp_path / "tfds")
+    expected, found = read_wikitext(tmp_path / "text"), read_wikitext(prepared)
+    assert {part: corpus.sha256 for part, corpus in found.items()} == {p: c.sha256 for p, c in expected.items()}
+    assert found["valid"].documents == expected["valid"].documents
+    monkeypatch.setitem(wikitext.WORDS, "valid", 7)
+    with pytest.raises(UserError, match="valid has .* words"):
+        read_wikitext(prepared)
+
+
+def test_lines_in_another_order_or_of_another_format_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(wikitext, "WORDS", write_wikitext(tmp_path / "text"))
+    with pytest.raises(UserError, match="does not begin with the title of an article"):
+        read_wikitext(prepare_wikitext(tmp_path / "text", tmp_path / "tfds", shuffled=True))
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(UserError, match="is no WikiText-103 in TFDS's array_record format"):
+        read_wikitext(tmp_path)

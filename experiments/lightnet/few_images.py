@@ -1,9 +1,9 @@
 """Positions where images are few: LightNet with both encodings, either, and none, trained on 200 digits.
 
-On `lightnet/classification` both encodings and MD-TPE alone cannot be told apart: five seeds, 1,297 training images, and
-500 test images of which each model misses about fifteen. Here 200 images are trained on, the other 1,597 are tested on,
-and each variant has twenty seeds. The models and the recipe are those of `lightnet/classification`, but for 500 updates
-instead of 1,500; nothing was tried before the claims were written. All seeds have the same 200 images, so that
+On `lightnet/classification` both encodings and MD-TPE alone cannot be told apart: five seeds, 1,297 training images and
+500 test images, of which each model misses about fifteen. Here 200 images are trained on, the other 1,597 are tested
+on, and each variant has twenty seeds. The models and the recipe are those of `lightnet/classification`, but for 500
+updates instead of 1,500; nothing was tried before the claims were written. All seeds have the same 200 images, so that
 intervals are about initial values, order and augmentation, not about the choice of images.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="You Only Scan Once: LightNet (arXiv 2405.21022)",
     source="ablation of positions, on few digits",
-    minutes={"smoke": 0.2, "cpu": 10},
+    minutes={"smoke": 0.2, "cpu": 13},
 )
 POSITIONS = ("both", "tpe", "lrpe", "none")
 PAIRS = (("both", "tpe"), ("both", "lrpe"), ("tpe", "none"), ("lrpe", "none"))

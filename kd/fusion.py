@@ -6,14 +6,16 @@ far as the small one did:
 
     alpha = argmin sum_k (KL(P_alpha || P) - KL(Q_k || Q))^2 + (KL(P || P_alpha) - KL(Q || Q_k))^2
 
-P = softmax(M_L), Q = softmax(M_S), Q_k = softmax(M_k). One expert is active at a step.
+P = softmax(M_L), Q = softmax(M_S), Q_k = softmax(M_k). One expert is active at a step. An entry that all models exclude
+(a logit of -inf) stays excluded.
 """
 
 import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_floats, at_least_float32, check_count, check_number, got
-from kd.divergences import token_divergence
+from kd.divergences import present, token_divergence
+from kd.rows import times
 from kd.typing import Array, Number
 
 
@@ -43,7 +45,7 @@ def fuse_logits(M_L: ArrayInput, M_S: ArrayInput, M_experts: ArrayInput, alpha: 
         expected = f"{list(M_experts.shape[:-1])}, one number for each expert, or {list(M_experts.shape[:1])}"
         raise ValueError(f"alpha: got {got(alpha)}, expected {expected}")
     alpha = alpha.reshape(alpha.shape + (1,) * (M_experts.ndim - alpha.ndim))
-    return M_L + jnp.sum(alpha * (M_experts - M_S[None]), axis=0)
+    return M_L + jnp.sum(times(alpha, _moved(M_experts, M_S[None])), axis=0)
 
 
 def solve_alpha(
@@ -76,7 +78,7 @@ def solve_alpha(
     moved, back = jax.vmap(_both_ways, (0, None))(M_experts, M_S)
 
     def regret(k: Array, alpha: Array) -> Array:
-        P = M_L + alpha * (M_experts[k] - M_S)
+        P = M_L + times(alpha, _moved(M_experts[k], M_S))
         forward, reverse = _both_ways(P, M_L)
         return jnp.sum((forward[None] - moved) ** 2 + (reverse[None] - back) ** 2, axis=0)
 
@@ -85,6 +87,12 @@ def solve_alpha(
     best = jnp.argmin(jax.lax.map(lambda choice: regret(*choice), tuple(choices)), axis=0)
     active = jnp.arange(experts).reshape((-1,) + (1,) * best.ndim) == choices[0][best][None]
     return jnp.where(active, choices[1][best][None], 0)
+
+
+def _moved(expert: Array, M_S: Array) -> Array:
+    """What an expert adds to the small model; nothing where both exclude an entry."""
+    expert, M_S = jnp.broadcast_arrays(expert, M_S)
+    return present(jnp.subtract, expert, M_S)
 
 
 def _both_ways(a: Array, b: Array) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ a gradient.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd.checks import ArrayInput, as_floats, as_labels, at_least_float32, got, known
 from kd.classification.inputs import cross_entropy
@@ -28,7 +29,7 @@ def mdcs_diversity(
     Args:
         z: logits of the experts (K, B, C).
         y: labels (B).
-        counts: samples of each class (C), at least 1; a common factor changes nothing.
+        counts: samples of each class (C), integers or floats, at least 1; a common factor changes nothing.
         taus: an exponent for each expert.
 
     Returns:
@@ -43,11 +44,13 @@ def mdcs_diversity(
         2.0794
     """
     (z,) = as_floats("K B C", z=z)
+    if isinstance(counts, jax.Array | np.ndarray) and jnp.issubdtype(counts.dtype, jnp.integer):
+        counts = counts.astype(np.float32)
     (counts,) = as_floats("C", counts=counts)
     if counts.shape != z.shape[2:]:
         raise ValueError(f"counts: got {got(counts)}, expected a float array (C,) = ({z.shape[2]},)")
-    if known(counts) and not (counts > 0).all():
-        raise ValueError(f"counts: got {float(counts.min()):g}, expected at least one sample of each class")
+    if known(counts) and not (np.asarray(counts) > 0).all():
+        raise ValueError(f"counts: got {float(np.asarray(counts).min()):g}, expected at least one sample of each class")
     if len(taus) != len(z):
         raise ValueError(f"taus: got {len(taus)}, expected one for each of the {len(z)} experts")
     y = as_labels(y, z.shape[1:2], z.shape[2])

@@ -98,6 +98,29 @@ def test_alpha_of_equal_models_is_1():
     np.testing.assert_allclose(fuse_logits(M, M, expert[None], alpha), expert, rtol=1e-5, atol=1e-6)
 
 
+def test_fusion_where_models_exclude_an_entry():
+    M_L, M_S, expert = 2 * RANDOM.normal(size=(3, 4, 7)).astype(np.float32)
+    padded = [np.concatenate([z, np.full((4, 2), -np.inf, np.float32)], 1) for z in (M_L, M_S, expert)]
+
+    def both(M_L, M_S, expert):
+        alpha = solve_alpha(M_L, M_S, expert[None])
+        return alpha, fuse_logits(M_L, M_S, expert[None], alpha)
+
+    (want, fused), (alpha, longer) = jax.jit(both)(M_L, M_S, expert), jax.jit(both)(*padded)
+    assert (want > 0).any()
+    np.testing.assert_array_equal(alpha, want)
+    np.testing.assert_allclose(longer[:, :7], fused, rtol=1e-6)
+    assert np.isneginf(longer[:, 7:]).all()
+
+
+def test_counts_are_integers_and_known_inside_of_a_compiled_function():
+    want = mdcs_diversity(WEAK, Y, COUNTS)
+    for counts in (COUNTS.astype(int), jnp.asarray(COUNTS)):
+        np.testing.assert_allclose(
+            jax.jit(lambda z, counts=counts: mdcs_diversity(z, Y, counts))(WEAK), want, rtol=1e-6
+        )
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_mask, check_count, check_number
 from kd.divergences import as_logits, token_divergence
+from kd.rows import times
 from kd.typing import Array, Number
 
 
@@ -28,6 +29,8 @@ def taid(
     s: ArrayInput, t: ArrayInput, interpolation: Number, *, mask: ArrayInput = None, common_vocab: int | None = None
 ) -> Array:
     """-sum p_lambda log q at every token; see the module.
+
+    An entry that both exclude (a logit of -inf) costs nothing.
 
     Args:
         s: student logits (..., V).
@@ -52,8 +55,9 @@ def taid(
     mask = as_mask(mask, s.shape[:-1])
     if mask is not None:
         s, t = (jnp.where(mask[..., None], x, 0) for x in (s, t))
-    between = jax.lax.stop_gradient((1 - interpolation) * s + interpolation * t)
-    value = -jnp.sum(jax.nn.softmax(between) * jax.nn.log_softmax(s), axis=-1)
+    share = jnp.asarray(interpolation, s.dtype)
+    between = jax.lax.stop_gradient(times(1 - share, s) + times(share, t))
+    value = -jnp.sum(times(jax.nn.softmax(between), jax.nn.log_softmax(s)), axis=-1)
     return value if mask is None else jnp.where(mask, value, 0)
 
 

@@ -163,6 +163,21 @@ def check_count(name: str, x: Any, *, at_least: int = 1, at_most: int | None = N
         raise ValueError(f"{name}: got {x!r}, expected an integer of at least {at_least}{end}")
 
 
+def check_mass(name: str, x: Array) -> None:
+    """Refuse masses or probabilities of which one is below 0, where they are known.
+
+    Raises:
+        ValueError: with the smallest.
+
+    Example:
+        >>> check_mass("P", jnp.array([0.5, -2.0]))
+        Traceback (most recent call last):
+        ValueError: P: got -2, expected no number below 0
+    """
+    if known(x) and not (np.asarray(x) >= 0).all():
+        raise ValueError(f"{name}: got {float(np.asarray(x).min()):g}, expected no number below 0")
+
+
 def check_choice(name: str, x: Any, choices: tuple[str, ...]) -> None:
     """Refuse a word that is not one of the choices.
 

@@ -33,6 +33,7 @@ from kd.typing import Array, Number
 
 CONVENTIONS = ("bucket", "renorm", "teacher_renorm", "partial")
 LARGEST_LOG_MASS = -1e-7  # of the stored entries together: the bucket is never empty
+LARGEST_MASS = 1.05  # of what are log probabilities, and not logits, rounded as they may be
 
 
 def sparse_divergence(
@@ -56,7 +57,7 @@ def sparse_divergence(
         kind: a name in `DIVERGENCES`.
         s: student logits (..., V).
         topk_ids: the K entries (..., K), all different.
-        topk_logprobs: the teacher's log probabilities of them (..., K).
+        topk_logprobs: the teacher's log probabilities of them (..., K); with "renorm" logits will do.
         convention: one of "bucket", "renorm", "teacher_renorm" and "partial".
         temperature: 1, or any above 0 with "renorm": it divides the student's logits and the log probabilities.
         tau_squared: whether the divergence is multiplied by temperature^2.
@@ -81,6 +82,7 @@ def sparse_divergence(
     if convention == "renorm":
         args = {"temperature": temperature, "tau_squared": tau_squared, "mask": mask}
         return token_divergence(kind, jnp.take_along_axis(s, ids, -1), log_p, **args, **kind_args)
+    _check_mass(log_p, mask)
     check_number("temperature", temperature)
     if not known(temperature) or float(temperature) != 1:
         raise ValueError(f"temperature: got {temperature}, expected 1: only the convention renorm has others")
@@ -116,6 +118,15 @@ def _partial(row: Row, s: Array, ids: Array, log_p: Array) -> Array:
 
 def _put(x: Array, ids: Array, values: Array | float) -> Array:
     return jnp.put_along_axis(x, ids, values, axis=-1, inplace=False)
+
+
+def _check_mass(log_p: Array, mask: Array | None) -> None:
+    if not known(log_p) or not known(mask):
+        return
+    counted = np.asarray(log_p) if mask is None else np.asarray(log_p)[np.asarray(mask)]
+    mass = np.exp(counted).sum(-1).max(initial=0)
+    if mass > LARGEST_MASS:
+        raise ValueError(f"topk_logprobs: got a mass of {mass:g}, expected log probabilities, of at most 1 together")
 
 
 def _checked(

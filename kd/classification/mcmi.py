@@ -12,7 +12,7 @@ lambda destroys the teacher. Its students are trained by Hinton's loss or any ot
 import jax
 import jax.numpy as jnp
 
-from kd.checks import ArrayInput, as_floats, as_labels, at_least_float32, check_count, check_number, got
+from kd.checks import ArrayInput, as_floats, as_labels, at_least_float32, check_count, check_mass, check_number, got
 from kd.classification.inputs import cross_entropy
 from kd.divergences import divergence, textbook_terms
 from kd.typing import Array, Number
@@ -75,6 +75,7 @@ def conditional_information(t: ArrayInput, y: ArrayInput, centroids: ArrayInput,
     classes = t.shape[1]
     if centroids.shape != (classes, classes):
         raise ValueError(f"centroids: got {got(centroids)}, expected a float array (C, C) = ({classes}, {classes})")
+    check_mass("centroids", centroids)
     y = as_labels(y, t.shape[:1], classes)
     Q = at_least_float32(jax.lax.stop_gradient(centroids))[y]
     log_p = jax.nn.log_softmax(at_least_float32(t) / temperature)
@@ -103,6 +104,7 @@ def class_centroids(P: ArrayInput, y: ArrayInput, C: int) -> Array:
     (P,) = as_floats("B V", P=P)
     check_count("C", C)
     y = as_labels(y, P.shape[:1], C)
+    check_mass("P", P)
     total = jax.ops.segment_sum(at_least_float32(P), y, C)
     count = jax.ops.segment_sum(jnp.ones_like(y), y, C)
     return total / jnp.maximum(count, 1)[:, None]

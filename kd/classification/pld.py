@@ -16,13 +16,15 @@ import jax.numpy as jnp
 
 from kd.checks import ArrayInput, check_count, check_number
 from kd.classification.inputs import as_labelled_batch
+from kd.rows import times
 from kd.typing import Array, Number
 
 
 def pld(s: ArrayInput, t: ArrayInput, y: ArrayInput, *, temperature: Number = 1.0, top_m: int | None = None) -> Array:
     """The mean over the batch of the teacher-weighted Plackett-Luce loss; see the module.
 
-    It includes the labels: no cross-entropy is added. Only the teacher's weights have a temperature.
+    It includes the labels: no cross-entropy is added. Only the teacher's weights have a temperature. A class that both
+    exclude (a logit of -inf) costs nothing.
 
     Args:
         s: student logits (B, C).
@@ -55,10 +57,12 @@ def pld(s: ArrayInput, t: ArrayInput, y: ArrayInput, *, temperature: Number = 1.
     _, order = jax.lax.top_k(jnp.where(label, jnp.inf, t), places)
     weights = jnp.take_along_axis(jax.nn.softmax(t / temperature), order, 1)
     kept = jnp.take_along_axis(s, order, 1)
+    # the log-sum-exp of excluded classes alone is not finite, nor is its gradient
+    s = jnp.maximum(s, jnp.finfo(s.dtype).min / 2)
     if places == classes:
-        ends = kept
+        ends = jnp.take_along_axis(s, order, 1)
     else:
         others = jnp.put_along_axis(s, order, -jnp.inf, axis=1, inplace=False)
-        ends = jnp.concatenate([kept, jax.nn.logsumexp(others, axis=1, keepdims=True)], 1)
+        ends = jnp.concatenate([jnp.take_along_axis(s, order, 1), jax.nn.logsumexp(others, axis=1, keepdims=True)], 1)
     suffixes = jax.lax.cumlogsumexp(ends, axis=1, reverse=True)[:, :places]
-    return jnp.mean(jnp.sum(weights * (suffixes - kept), axis=1))
+    return jnp.mean(jnp.sum(times(weights, suffixes - kept), axis=1))

@@ -7,8 +7,9 @@ iterations.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from kd.checks import ArrayInput, as_floats, at_least_float32, check_count, check_number, got
+from kd.checks import ArrayInput, as_floats, at_least_float32, check_count, check_mass, check_number, got, known
 from kd.classification.potentials import potentials
 from kd.typing import Array, Number
 
@@ -26,8 +27,8 @@ def sinkhorn(
 
     Args:
         cost: W (n, m).
-        a: sums of the rows (n), above 0; None is 1 for each, so that the mass of a square cost is n and not 1.
-        b: sums of the columns (m), above 0; None is 1 for each.
+        a: sums of the rows (n), at least 0; None is 1 for each, so that the mass of a square cost is n and not 1.
+        b: sums of the columns (m), of the same mass together; None is 1 for each.
         eps: strength of the entropy, in the unit of the cost.
         n_iters: iterations.
         log_domain: whether logarithms are iterated. Otherwise exp(-W / eps) itself is, as in the released code: in
@@ -37,7 +38,7 @@ def sinkhorn(
         Pi (n, m).
 
     Raises:
-        ValueError: an argument is not as stated.
+        ValueError: an argument is not as stated, or rows and columns differ in their mass.
 
     Example:
         >>> plan = sinkhorn(jnp.array([[0.0, 1.0], [1.0, 0.0]]))
@@ -48,7 +49,9 @@ def sinkhorn(
     cost = at_least_float32(cost)
     check_number("eps", eps, above=0)
     check_count("n_iters", n_iters)
-    a, b = (_marginal(name, x, size, cost) for name, x, size in zip("ab", (a, b), cost.shape, strict=True))
+    given = a, b
+    a, b = (_marginal(name, x, size, cost) for name, x, size in zip("ab", given, cost.shape, strict=True))
+    _check_equal_mass(given, cost)
     if not log_domain:
         return _normalised(jnp.exp(-cost / eps), a, b, n_iters)
     log_kernel = -cost / eps
@@ -70,7 +73,18 @@ def _marginal(name: str, x: ArrayInput, size: int, cost: Array) -> Array:
     (x,) = as_floats("N", **{name: x})
     if x.shape != (size,):
         raise ValueError(f"{name}: got {got(x)}, expected a float array of the {size} sums of cost, {got(cost)}")
-    return x.astype(cost.dtype)
+    check_mass(name, x)
+    # a mass of 0 has no logarithm
+    return jnp.maximum(x.astype(cost.dtype), jnp.finfo(cost.dtype).tiny)
+
+
+def _check_equal_mass(given: tuple[ArrayInput, ArrayInput], cost: Array) -> None:
+    if not all(known(x) for x in given):
+        return
+    sizes = zip(given, cost.shape, strict=True)
+    rows, columns = (size if x is None else float(np.asarray(x, np.float64).sum()) for x, size in sizes)
+    if abs(rows - columns) > 1e-2 * rows:
+        raise ValueError(f"b: got a mass of {columns:g}, expected that of a, {rows:g}")
 
 
 @jax.custom_vjp

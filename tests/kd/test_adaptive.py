@@ -32,6 +32,17 @@ def test_taid_between_student_and_teacher():
     assert all((gradient[1] == 0).all() for gradient in (none, forward, between))
 
 
+def test_taid_where_both_exclude_an_entry():
+    s, t = (np.concatenate([z, np.full((4, 1), -np.inf)], 1) for z in (S, T))
+    for interpolation in (0.0, 0.3, 1.0):
+        have, want = (
+            in_float64(jax.value_and_grad(lambda s, t, x=interpolation: taid(s, t, x).sum()), *z)
+            for z in ((s, t), (S, T))
+        )
+        np.testing.assert_allclose(have[0], want[0], rtol=1e-12)
+        np.testing.assert_allclose(have[1], np.concatenate([want[1], np.zeros((4, 1))], 1), atol=1e-12)
+
+
 @pytest.mark.slow
 def test_taid_schedule():
     def run(losses):

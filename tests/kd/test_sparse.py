@@ -102,6 +102,7 @@ def test_mask_and_temperature():
         ({"temperature": 2.0}, "temperature: got 2.0, expected 1: only the convention renorm"),
         ({"topk_ids": np.zeros((3, K), int)}, "topk_ids: got int.., expected different entries from 0 to 9"),
         ({"topk_ids": IDS[:, :2]}, r"topk_ids: got int..\[3, 2\], expected integer\[3, 4\]"),
+        ({"topk_logprobs": LOGPROBS + 3.0}, "topk_logprobs: got a mass of"),
         ({"topk_logprobs": LOGPROBS[:2]}, "topk_logprobs: got float.., expected the axes of s"),
     ],
 )

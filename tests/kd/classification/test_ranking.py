@@ -92,6 +92,17 @@ def test_pld_truncated():
     np.testing.assert_allclose(in_float64(lambda s: pld(s, tied, Y), S), np.mean(want), rtol=1e-12)
 
 
+def test_pld_where_both_exclude_a_class():
+    s, t = (np.insert(z, 2, -np.inf, axis=1) for z in (S, T))
+    for top_m in (None, 3):
+        have, want = (
+            in_float64(jax.value_and_grad(lambda s, t, y, m=top_m: pld(s, t, y, top_m=m)), *x)
+            for x in ((s, t, Y + (Y >= 2)), (S, T, Y))
+        )
+        np.testing.assert_allclose(have[0], want[0], rtol=1e-12)
+        np.testing.assert_allclose(have[1], np.insert(want[1], 2, 0.0, axis=1), atol=1e-12)
+
+
 def test_mcmi_is_the_conditional_information_of_the_current_centroids():
     y = np.array([0, 2, 2, 0, 2])
     P = softmax(T)
@@ -142,6 +153,7 @@ def test_mcmi_of_a_label_without_samples():
             r"centroids: got float..\[2, 7\], expected a float array \(C, C\)",
         ),
         (lambda: class_centroids(T, Y, int(Y.max())), "y: got "),
+        (lambda: class_centroids(T, Y, C), "P: got -.*, expected no number below 0"),
     ],
 )
 def test_refused(call, message):

@@ -150,6 +150,16 @@ def test_sample_wise():
     assert value > 0 and np.isfinite(gradient).all()
 
 
+def test_sample_wise_of_certain_outputs():
+    """Masses that are 0 in float32: transport between what is left, with a gradient."""
+    s, t = np.float32([[600.0, 0.0, 0.0], [1.0, 0.0, -np.inf]]), np.float32([[0.0, 1.0, 2.0], [0.0, 1.0, -np.inf]])
+    both = jax.jit(jax.value_and_grad(sinkd_sample_wise))
+    for one, other in ((s, t), (t, s)):
+        value, gradient = both(one, other)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+    np.testing.assert_allclose(both(t[:1], s[:1])[0], sinkd_sample_wise(t[:1], np.float32([[60, 0, 0]])), rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_against_ott():
     """The same plan by another library, whose masses sum to 1."""
@@ -170,6 +180,9 @@ def test_against_ott():
         (lambda: sinkd(S, T, eps=0.0), "eps: got 0.0, expected a number above 0"),
         (lambda: sinkd(S, T, n_iters=0), "n_iters: got 0, expected an integer of at least 1"),
         (lambda: sinkhorn(COST, np.ones(3)), r"a: got float..\[3\], expected a float array of the 8 sums of cost"),
+        (lambda: sinkhorn(COST, np.arange(-1.0, 7.0), np.ones(8)), "a: got -1, expected no number below 0"),
+        (lambda: sinkhorn(COST, 2 * np.ones(8)), "b: got a mass of 8, expected that of a, 16"),
+        (lambda: sinkhorn(COST[:3]), "b: got a mass of 8, expected that of a, 3"),
         (
             lambda: sinkd_sample_wise(S, T, COST),
             r"cost: got float..\[8, 8\], expected a float array \(C, C\) = \(5, 5\)",

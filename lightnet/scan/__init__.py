@@ -74,7 +74,7 @@ def explain(function: str, *arguments: Any, **named: Any) -> str:
         >>> print(explain("linear_scan"))
         linear_scan on cpu: xla (there is no kernel for this platform)
         linear_scan on cuda: xla (there is no kernel for this platform)
-        linear_scan on tpu: xla (there is no kernel for this platform)
+        linear_scan on tpu: pallas (a kernel for this platform)
     """
     if function not in _RECURRENCES:
         raise ValueError(f"function: got {function!r}, expected one of {', '.join(_RECURRENCES)}")

@@ -27,3 +27,18 @@ def combine(earlier: LinearSummary, later: LinearSummary) -> LinearSummary:
 def enter(summary: LinearSummary, state: Array) -> Array:
     """The state behind a stretch that `state` enters."""
     return summary.decay * state + summary.state
+
+
+def times(decay: tuple[Array, ...], state: tuple[Array, ...]) -> tuple[Array, ...]:
+    """a h of numbers that are given as (real,) or (real, imaginary).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zero, one, two = (jnp.array(x) for x in (0.0, 1.0, 2.0))
+        >>> [float(x) for x in times((zero, two), (two, one))], [float(x) for x in times((two,), (two, one))]
+        ([-2.0, 4.0], [4.0, 2.0])
+    """
+    if len(decay) == 1:
+        return tuple(decay[0] * part for part in state)
+    (a, b), (x, y) = decay, state
+    return a * x - b * y, a * y + b * x

@@ -12,6 +12,7 @@ The state is kept in float32 at least, the outputs in the dtype of a b. With bfl
 two numbers with 8 bits each: it is as exact as bfloat16 is, to two or three roundings.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ def linear_xla(
     operands: tuple[Array, Array], initial_state: Array, tokens: Tokens, *, reverse: bool
 ) -> tuple[Array, Array]:
     """See `linear_reference`; h in the dtype of a b. What stands at masked tokens is not used."""
-    h, final = _scan(*operands, initial_state, tokens, reverse, False)
+    h, final = scan(*operands, initial_state, tokens, reverse, False, loop)
     (h,) = only_real(tokens, h)
     return h, final
 
@@ -63,7 +64,9 @@ def _summary_backward(reverse: bool, residuals: Any, cotangent: LinearSummary) -
     def last_states(a: Array, b: Array) -> LinearSummary:
         start = LinearSummary(jnp.ones_like(cotangent.decay), jnp.zeros_like(cotangent.state))
         inputs = LinearSummary(jnp.zeros_like(b), b)
-        return LinearSummary(*(_scan(a, x, h, tokens, reverse, False)[1] for x, h in zip(inputs, start, strict=True)))
+        return LinearSummary(
+            *(scan(a, x, h, tokens, reverse, False, loop)[1] for x, h in zip(inputs, start, strict=True))
+        )
 
     return jax.vjp(last_states, a, b)[1](cotangent), None
 
@@ -71,13 +74,52 @@ def _summary_backward(reverse: bool, residuals: Any, cotangent: LinearSummary) -
 _summary.defvjp(_summary_forward, _summary_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _scan(a: Array, b: Array, initial: Array, tokens: Tokens, reverse: bool, late: bool) -> tuple[Array, Array]:
-    """The state behind every token, masked ones too, and the last one.
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def scan(
+    a: Array, b: Array, initial: Array, tokens: Tokens, reverse: bool, late: bool, run: Callable
+) -> tuple[Array, Array]:
+    """The state behind every token, masked ones too, and the last one, differentiable to any order.
 
-    `late` multiplies by a_t after the output: out_t = s_{t-1} + b_t, s_t = a_t out_t. It takes the cotangents of the
-    states as b, also those of masked tokens, where s_t = out_t; at these the outputs are never used. The loop carries
-    out_t, not s_t: a product that is rounded by itself, by an a near 1, is rounded the same way again and again.
+    Args:
+        a: (B or 1, L or 1, D).
+        b: (B, L, D).
+        initial: (B, D), in the precision of the state.
+        tokens: which tokens begin a run, and which are real.
+        reverse: from the last token to the first.
+        late: multiply by a_t after the output: out_t = s_{t-1} + b_t, s_t = a_t out_t. It takes the cotangents of the
+            states as b, also those of masked tokens, where s_t = out_t; at these the outputs are never used.
+        run: how it is computed, from the same arguments: `loop`, or a kernel.
+
+    Returns:
+        out (B, L, D) in the dtype of a b, and the last state (B, D).
+    """
+    return run(a, b, initial, tokens, reverse, late)
+
+
+def _scan_forward(a: Array, b: Array, initial: Array, tokens: Tokens, reverse: bool, late: bool, run: Callable) -> Any:
+    out, final = scan(a, b, initial, tokens, reverse, late, run)
+    return (out, final), (a, jnp.zeros(0, b.dtype), initial, tokens, out)
+
+
+def _scan_backward(reverse: bool, late: bool, run: Callable, residuals: Any, cotangents: tuple[Array, Array]) -> Any:
+    a, like_b, initial, tokens, out = residuals
+    adjoint, d_initial = scan(a, *cotangents, tokens, not reverse, not late, run)
+    if late:
+        da = _decay_gradient(a, out, adjoint, cotangents[1], tokens, not reverse)
+    else:
+        da = _decay_gradient(a, adjoint, out, initial, tokens, reverse)
+        (adjoint,) = only_real(tokens, adjoint)
+    return da, _cast(adjoint, like_b.dtype), d_initial, None
+
+
+scan.defvjp(_scan_forward, _scan_backward)
+
+
+def loop(a: Array, b: Array, initial: Array, tokens: Tokens, reverse: bool, late: bool) -> tuple[Array, Array]:
+    """What `scan` says, in place.
+
+    It carries out_t, not s_t: a product that is rounded by itself, by an a near 1, is rounded the same way again and
+    again.
     """
     length, dtype = b.shape[1], jnp.result_type(a, b)
 
@@ -104,25 +146,6 @@ def _scan(a: Array, b: Array, initial: Array, tokens: Tokens, reverse: bool, lat
     last, out = lax.fori_loop(1, length, step, (first, put(out, first, 0)))
     decay, _, keep, real = token(length - 1)
     return _from_bits(out, dtype), _where(real, _where(keep, decay * last), last)
-
-
-def _scan_forward(a: Array, b: Array, initial: Array, tokens: Tokens, reverse: bool, late: bool) -> Any:
-    out, final = _scan(a, b, initial, tokens, reverse, late)
-    return (out, final), (a, jnp.zeros(0, b.dtype), initial, tokens, out)
-
-
-def _scan_backward(reverse: bool, late: bool, residuals: Any, cotangents: tuple[Array, Array]) -> Any:
-    a, like_b, initial, tokens, out = residuals
-    adjoint, d_initial = _scan(a, *cotangents, tokens, not reverse, not late)
-    if late:
-        da = _decay_gradient(a, out, adjoint, cotangents[1], tokens, not reverse)
-    else:
-        da = _decay_gradient(a, adjoint, out, initial, tokens, reverse)
-        (adjoint,) = only_real(tokens, adjoint)
-    return da, _cast(adjoint, like_b.dtype), d_initial, None
-
-
-_scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _decay_gradient(a: Array, g: Array, h: Array, initial: Array, tokens: Tokens, reverse: bool) -> Array:

@@ -1,0 +1,174 @@
+"""The kernels for TPUs, interpreted, against the definition: values and gradients, in every regime of the decays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lightnet.scan import explain, linear_scan
+from lightnet.scan.linear import pallas_tpu as linear_kernel
+from tests.lightnet.scan.calls import CALLS, cotangents, operands
+
+# Tiles so small that short sequences have several of them, with a last one that is not whole.
+SMALL = {linear_kernel: {"LANES": 3, "TILE": 128}}
+NAMES = ("linear_scan", "linear_scan backwards", "linear_scan with one decay", "linear_scan of complex numbers")
+REGIMES = {
+    "mild": lambda random, shape: -0.1 * random.random(shape),
+    "usual": lambda random, shape: -np.log1p(np.exp(-random.standard_normal(shape))),
+    "steep": lambda random, shape: -20 * random.random(shape),
+    "with resets": lambda random, shape: np.where(random.random(shape) < 0.05, -np.inf, -random.random(shape)),
+    "nearly none": lambda random, shape: -1e-6 * random.random(shape),
+    "resets alone": lambda random, shape: np.full(shape, -np.inf),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    for module, sizes in SMALL.items():
+        for name, size in sizes.items():
+            monkeypatch.setattr(module, name, size)
+
+
+def call(name):
+    return linear_scan if "complex" in name else CALLS[name]
+
+
+def arguments(name, length, regime, *, batch=2):
+    """As for the other tests, with decays of a regime."""
+    random = np.random.default_rng(length)
+    args = list(operands(name, batch, length, seed=length))
+    log_decay = REGIMES[regime](random, args[0].shape)
+    args[0] = jnp.asarray(np.exp(log_decay), jnp.float32)
+    if "complex" in name:
+        turned = [jnp.asarray(np.exp(1j * random.standard_normal(x.shape)), jnp.complex64) for x in args]
+        args = [x * y for x, y in zip(args, turned, strict=True)]
+    return args
+
+
+def packing(length, batch=2):
+    random = np.random.default_rng(length)
+    ids = np.repeat(random.integers(0, 3, (batch, length)), 3, axis=1)[:, :length]
+    return {"segment_ids": jnp.asarray(ids), "mask": jnp.asarray(random.random((batch, length)) < 0.7)}
+
+
+def difference(x, y):
+    x, y = np.asarray(x), np.asarray(y)
+    return np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-30)
+
+
+def outputs_and_gradients(name, args, implementation, given):
+    def run(*args):
+        return call(name)(*args, implementation=implementation, **given)
+
+    out = cotangents(run, args, {})
+    value, gradients = jax.jit(lambda args, out: (lambda y, pull: (y, pull(out)))(*jax.vjp(run, *args)))(args, out)
+    return jax.tree.leaves(value), gradients
+
+
+def check(name, args, given, *, values=2e-6, gradients=1e-5):
+    got, slopes = outputs_and_gradients(name, args, "pallas_interpret", given)
+    expected, expected_slopes = outputs_and_gradients(name, args, "reference", given)
+    for x, y in zip(got, expected, strict=True):
+        assert x.dtype == y.dtype
+        assert difference(x, y) < values
+    for x, y in zip(slopes, expected_slopes, strict=True):
+        assert x.dtype == y.dtype
+        assert difference(x, y) < gradients
+
+
+@pytest.mark.parametrize("name", NAMES[:1])
+def test_values_and_gradients_of_a_short_packed_sequence(name):
+    check(name, arguments(name, 5, "with resets"), packing(5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("length", "regime", "packed"),
+    [
+        (37, "with resets", True),
+        (1, "usual", True),
+        (16, "usual", False),
+        (33, "mild", False),
+        (37, "steep", True),
+        (37, "nearly none", False),
+        (19, "resets alone", True),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_values_and_gradients_in_every_regime(name, length, regime, packed):
+    check(name, arguments(name, length, regime), packing(length) if packed else {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_half_precision_is_read_and_written_and_the_state_is_wide(name):
+    args = arguments(name, 37, "usual")
+    half = [x.astype(jnp.bfloat16) for x in args[:-1]]
+    got, slopes = outputs_and_gradients(name, [*half, args[-1]], "pallas_interpret", packing(37))
+    wide = [x.astype(jnp.float32) for x in half]
+    expected, expected_slopes = outputs_and_gradients(name, [*wide, args[-1]], "reference", packing(37))
+    assert got[0].dtype == jnp.bfloat16
+    for x, y in zip(got[1:], expected[1:], strict=True):
+        assert x.dtype == jnp.float32
+        assert difference(x, y) < 2e-6
+    for x, y in zip((got[0], *slopes), (expected[0], *expected_slopes), strict=True):
+        assert difference(x, y) < 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[:1])
+def test_a_masked_token_may_contain_anything(name):
+    given, args = packing(37), arguments(name, 37, "usual")
+    clean = outputs_and_gradients(name, args, "pallas_interpret", given)
+    poisoned = [jnp.where(given["mask"][..., None], x, jnp.nan) for x in args[:-1]]
+    got = outputs_and_gradients(name, [*poisoned, args[-1]], "pallas_interpret", given)
+    jax.tree.map(np.testing.assert_array_equal, clean, got)
+
+
+@pytest.mark.slow
+def test_a_run_that_overflows_does_not_reach_the_next():
+    a, b = np.full((1, 20, 1), 1e30, np.float32), np.ones((1, 20, 1), np.float32)
+    a[0, 18:] = 0.5
+    ids = np.arange(20)[None] // 18
+    h, _ = jax.jit(lambda a, b: linear_scan(a, b, segment_ids=ids, implementation="pallas_interpret"))(a, b)
+    assert np.isinf(h[0, 17, 0])
+    np.testing.assert_array_equal(h[0, 18:, 0], [1, 1.5])
+
+
+@pytest.mark.slow
+def test_sequences_side_by_side_and_under_vmap(monkeypatch):
+    monkeypatch.setattr(linear_kernel, "LANES", 8)
+    assert linear_kernel.tiling(6, 7, 4, 1).sequences == 2
+    args, given = arguments("linear_scan", 7, "with resets", batch=6), packing(7, batch=6)
+    check("linear_scan", args, given)
+    run = jax.jit(jax.vmap(lambda *x: linear_scan(*x, implementation="pallas_interpret")))
+    stacked = [jnp.stack([x[:2], 0.5 * x[:2]]) for x in args]
+    expected = linear_scan(*(x[1] for x in stacked), implementation="reference")
+    for x, y in zip(run(*stacked), expected, strict=True):
+        assert difference(x[1], y) < 2e-6
+
+
+@pytest.mark.slow
+def test_derivatives_of_second_order():
+    args, given = arguments("linear_scan", 5, "usual"), packing(5)
+
+    def product(implementation):
+        def loss(*x):
+            h, final = linear_scan(*x, implementation=implementation, **given)
+            return (h**3).sum() + (final**3).sum()
+
+        slopes = jax.grad(loss, (0, 1, 2))
+        return jax.jit(jax.grad(lambda *x: sum((g**2).sum() for g in slopes(*x)), (0, 1, 2)))(*args)
+
+    for x, y in zip(product("pallas_interpret"), product("reference"), strict=True):
+        assert difference(x, y) < 1e-5
+
+
+def test_the_kernel_is_what_runs_on_tpus_and_what_it_cannot_run_is_said():
+    x = jax.ShapeDtypeStruct((1, 2, 3), jnp.float32)
+    assert explain("linear_scan", x, x).splitlines()[2] == "linear_scan on tpu: pallas (a kernel for this platform)"
+    half = jax.ShapeDtypeStruct((1, 2, 3), jnp.float16)
+    assert "on tpu: xla (float16 is not a precision of the kernel)" in explain("linear_scan", half, half)
+    program = jax.jit(linear_scan).trace(x, x).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in program
+    assert "tpu_custom_call" not in jax.jit(linear_scan).trace(x, x).lower(lowering_platforms=("cpu",)).as_text()

@@ -6,6 +6,7 @@ from jax.lax import Precision
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, check_values, got
 from lightnet.scan.dispatch import dispatch
 from lightnet.scan.gated.chunk import combine, enter
+from lightnet.scan.gated.pallas_tpu import gated_tpu, refusal
 from lightnet.scan.gated.reference import gated_reference
 from lightnet.scan.gated.xla import gated_xla, summary
 from lightnet.scan.recurrence import Axes, Recurrence, check_state, only_real, state_dtype, tokens_of
@@ -16,6 +17,8 @@ GATED = Recurrence(
     Axes(("B L G K", "B L G K", "B L H V", "B L H K"), "B H K V", "B L H V"),
     gated_reference,
     gated_xla,
+    kernels={"tpu": gated_tpu},
+    refusal=refusal,
     summary=summary,
     combine=combine,
     enter=enter,

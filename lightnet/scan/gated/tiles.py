@@ -1,0 +1,182 @@
+"""One chunk of gated linear attention with a decay per key channel, in tiles of 8 tokens as TPUs hold them.
+
+The tree of products of `lightnet.scan.gated.chunk`, on lists of tiles (8, K). Within a tile a token meets its partner
+by a rotation; from 8 tokens on, the total of a block is the same in every row of a tile, so that a level is two
+products of whole tiles, and only the rows of the second halves enter its matrix product.
+
+All functions are differentiable in place: matrix products and rotations state their own transposes, which are such
+products and rotations again. Matrix products round their factors to bfloat16 (`half`), or are exact to float32.
+The state is transposed, (V, K): so its decays lie along a row.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import tpu as pltpu
+
+from lightnet.scan.fade import fade
+from lightnet.scan.gated.chunk import LOG_ZERO
+from lightnet.typing import Array
+
+ROWS = 8
+Tiles = list[Array]
+# Contracted axes of both factors: n is a factor as it is, t a transposed one.
+FORMS = {"nn": (1, 0), "nt": (1, 1), "tn": (0, 0)}
+
+
+class Products(NamedTuple):
+    """Of decays, for blocks of some number of tokens.
+
+    Attributes:
+        start: from the first token of its block to this one.
+        end: from the token behind this one to the last of its block.
+        total: of the block; from 8 tokens on kept at its first tile alone.
+    """
+
+    start: Tiles
+    end: Tiles
+    total: dict[int, Array]
+
+
+def output_and_state(
+    q: Tiles, k: Tiles, v: Array, log_decay: Tiles, state: Array, *, half: bool
+) -> tuple[Array, Array]:
+    """Outputs (C, V) of one chunk and the state (V, K) behind it.
+
+    Args:
+        q: C / 8 tiles (8, K) of queries, a power of two of them.
+        k: keys.
+        v: (C, V).
+        log_decay: at most 0; what is below `LOG_ZERO` is a reset.
+        state: (V, K) before the chunk.
+        half: round the factors of matrix products to bfloat16.
+    """
+    scores, products = _scores(q, k, log_decay, half)
+    o = matmul(_joined(scores), v, "nn", half)
+    o += matmul(_joined([x * y for x, y in zip(q, products.start, strict=True)]), state, "nt", half)
+    return o, _past(k, v, log_decay, products, state, half)
+
+
+def state_behind(k: Tiles, v: Array, log_decay: Tiles, state: Array, *, half: bool) -> Array:
+    """The state alone."""
+    products, span = _single(log_decay), 1
+    while span < len(k) * ROWS:
+        products, span = _doubled(products, span), 2 * span
+    return _past(k, v, log_decay, products, state, half)
+
+
+def _past(k: Tiles, v: Array, log_decay: Tiles, products: Products, state: Array, half: bool) -> Array:
+    added = matmul(v, _joined([x * y for x, y in zip(k, products.end, strict=True)]), "tn", half)
+    total = sum(log_decay[1:], log_decay[0]).sum(axis=0, keepdims=True)
+    return fade(_at_least(total), state, added)
+
+
+def _scores(q: Tiles, k: Tiles, log_decay: Tiles, half: bool) -> tuple[Tiles, Products]:
+    """Rows of the scores <q_i * A_j+1..i, k_j> for j <= i, else 0, in tiles (8, C); and the products over the chunk."""
+    count = len(q)
+    row, column = (lax.broadcasted_iota(jnp.int32, (ROWS, count * ROWS), axis) for axis in range(2))
+    scores = [
+        jnp.where(column == row + i * ROWS, (x * y).sum(axis=-1, keepdims=True), 0.0)
+        for i, (x, y) in enumerate(zip(q, k, strict=True))
+    ]
+    products, span = _single(log_decay), 1
+    while span < count * ROWS:
+        second = [i for i in range(count) if span < ROWS or i * ROWS & span]
+        first = [i for i in range(count) if span < ROWS or not i * ROWS & span]
+        later = [q[i] * products.start[i] for i in second]
+        earlier = [k[i] * products.end[i] if i in first else jnp.zeros_like(k[i]) for i in range(count)]
+        for i, part in zip(second, _split(matmul(_joined(later), _joined(earlier), "nt", half)), strict=True):
+            scores[i] += jnp.where(_meet(row + i * ROWS, column, span), part, 0.0)
+        products, span = _doubled(products, span), 2 * span
+    return scores, products
+
+
+def _meet(row: Array, column: Array, span: int) -> Array:
+    """Whether row and column are in the second and in the first half of the same block of 2 span tokens."""
+    same = (row & -2 * span) == (column & -2 * span)
+    return same & ((row & span) != 0) & ((column & span) == 0)
+
+
+def _single(log_decay: Tiles) -> Products:
+    """For blocks of one token."""
+    decay = [jnp.exp(_at_least(x)) for x in log_decay]
+    return Products(decay, [jnp.ones_like(x) for x in decay], dict(enumerate(decay)))
+
+
+def _doubled(products: Products, span: int) -> Products:
+    """For blocks twice as long as `span` tokens."""
+    start, end, total = products
+    count = len(start)
+    if span < ROWS:
+        second = (lax.broadcasted_iota(jnp.int32, start[0].shape, 0) & span) != 0
+        other = {i: _partner(x, span) for i, x in total.items()}
+        start = [x * jnp.where(second, other[i], 1.0) for i, x in enumerate(start)]
+        end = [x * jnp.where(second, 1.0, other[i]) for i, x in enumerate(end)]
+        return Products(start, end, {i: x * other[i] for i, x in total.items()})
+    tiles = span // ROWS
+    block = [i // tiles * tiles for i in range(count)]
+    start = [x * total[block[i] - tiles] if i & tiles else x for i, x in enumerate(start)]
+    end = [x if i & tiles else x * total[block[i] + tiles] for i, x in enumerate(end)]
+    return Products(start, end, {i: total[i] * total[i + tiles] for i in range(0, count, 2 * tiles)})
+
+
+def _at_least(log_decay: Array) -> Array:
+    """Resets as finite numbers; their gradient is exactly 0."""
+    return jnp.where(log_decay > LOG_ZERO, log_decay, LOG_ZERO)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _partner(x: Array, span: int) -> Array:
+    """Row i ^ span of a tile, in the place of row i."""
+    up = pltpu.roll(x, span, 0)
+    if 2 * span == ROWS:
+        return up
+    row = lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    return jnp.where((row & span) != 0, up, pltpu.roll(x, ROWS - span, 0))
+
+
+_partner.defvjp(lambda x, span: (_partner(x, span), None), lambda span, _, bar: (_partner(bar, span),))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(x: Array, y: Array, form: str, half: bool) -> Array:
+    """x y ("nn"), x y^T ("nt") or x^T y ("tn"), in float32."""
+    if half:
+        x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    left, right = FORMS[form]
+    precision = None if half else lax.Precision.HIGHEST
+    contract = (((left,), (right,)), ((), ()))
+    return lax.dot_general(x, y, contract, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _matmul_backward(form: str, half: bool, factors: tuple[Array, Array], bar: Array) -> tuple[Array, Array]:
+    x, y = factors
+    if form == "nn":
+        return matmul(bar, y, "nt", half), matmul(x, bar, "tn", half)
+    if form == "nt":
+        return matmul(bar, y, "nn", half), matmul(bar, x, "tn", half)
+    return matmul(y, bar, "nt", half), matmul(x, bar, "nn", half)
+
+
+matmul.defvjp(lambda x, y, form, half: (matmul(x, y, form, half), (x, y)), _matmul_backward)
+
+
+def _joined(tiles: Tiles) -> Array:
+    return tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=0)
+
+
+@jax.custom_vjp
+def _split(x: Array) -> Tiles:
+    """Tiles of 8 rows. The transpose of a slice alone would be an array of zeros around it."""
+    return tiles_of(x)
+
+
+_split.defvjp(lambda x: (_split(x), None), lambda _, bars: (_joined(bars),))
+
+
+def tiles_of(x: Any) -> Tiles:
+    """(C, K) as C / 8 tiles (8, K)."""
+    return [x[i : i + ROWS] for i in range(0, x.shape[0], ROWS)]

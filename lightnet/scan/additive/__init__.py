@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 from lightnet.scan.additive.chunk import AdditiveState, AdditiveSummary, combine, enter, merge
 from lightnet.scan.additive.compensated import Remainder, compensated_enter, compensated_update
 from lightnet.scan.additive.order_free import global_split, global_xla
+from lightnet.scan.additive.order_free_tpu import global_tpu, refusal
 from lightnet.scan.additive.reference import additive_reference, additive_update, global_reference
 from lightnet.scan.additive.xla import additive_xla, summary
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, got, known
@@ -42,7 +43,13 @@ ADDITIVE = Recurrence(
     enter=enter,
 )
 ADDITIVE_GLOBAL = Recurrence(
-    "additive_global", Axes((*_OPERANDS, "B L"), None, "B L H V"), global_reference, global_xla, split=global_split
+    "additive_global",
+    Axes((*_OPERANDS, "B L"), None, "B L H V"),
+    global_reference,
+    global_xla,
+    kernels={"tpu": global_tpu},
+    refusal=refusal,
+    split=global_split,
 )
 
 

@@ -23,13 +23,12 @@ from jax.experimental.pallas import tpu as pltpu
 from lightnet.scan.gated.chunk import LOG_ZERO
 from lightnet.scan.gated.tiles import Tiles, output_and_state, state_behind, tiles_of
 from lightnet.scan.gated.xla import gated_xla
+from lightnet.scan.kernels import KEEP, REAL, flags_of, flat, heads_of_program, wrong_precision
 from lightnet.scan.recurrence import Tokens, mapped_alike
 from lightnet.typing import Array
 
 CHUNK, TOKENS = 128, 512  # tokens of a chunk, and of a block that is in VMEM at once
 HEADS, HEADS_BACKWARD = 4, 2  # side by side in a program, if sizes allow
-MOST_HEADS = 8  # beyond them a program would be too long
-KEEP, REAL = 1, 2  # bits of a token's flag
 
 Operands = tuple[Array, Array, Array, Array]
 Named = list[tuple[str, Any]]  # arrays, or their shapes, and how they are cut up
@@ -58,10 +57,8 @@ def gated_tpu(
 
 def refusal(platform: str, operands: Any) -> str | None:
     """Why the kernel cannot run these."""
-    able = (jnp.float32, jnp.bfloat16)
-    wrong = [x.dtype.name for x in operands if x.dtype not in able]
-    if wrong:
-        return f"{wrong[0]} is not a precision of the kernel"
+    if wrong := wrong_precision(operands):
+        return wrong
     if operands[3].shape[-1] != operands[1].shape[-1]:
         return "the kernel is for one decay per key channel"
     if _heads(operands, HEADS) is None:
@@ -69,21 +66,9 @@ def refusal(platform: str, operands: Any) -> str | None:
     return None
 
 
-def _heads(operands: Any, wanted: int) -> tuple[int, int] | None:
-    """Heads and groups of a program: rows of 128 numbers or whole arrays."""
-    q, _, v, _ = operands
-    (groups, key), (heads, value) = q.shape[2:], v.shape[2:]
-    members = heads // groups
-
-    def fits(some: int) -> bool:
-        whole = heads % some == 0 and (some % members == 0 or members % some == 0)
-        parts = ((some, key, heads), (some, value, heads), (max(some // members, 1), key, groups))
-        return whole and all(n * size % 128 == 0 or n == every for n, size, every in parts)
-
-    for some in [*range(wanted, 0, -1), *range(wanted + 1, MOST_HEADS + 1)]:
-        if fits(some):
-            return some, max(some // members, 1)
-    return None
+def _heads(operands: Any, wanted: int) -> int | None:
+    (groups, key), (heads, value) = operands[0].shape[2:], operands[2].shape[2:]
+    return heads_of_program(heads, groups, key, value, wanted)
 
 
 def _plan(operands: Operands, wanted: int) -> Plan:
@@ -94,7 +79,9 @@ def _plan(operands: Operands, wanted: int) -> Plan:
     chunk = min(CHUNK, max(16, 1 << (length - 1).bit_length()))
     tokens = min(TOKENS // chunk * chunk, -(-length // chunk) * chunk)
     members = v.shape[2] // q.shape[2]
-    return Plan(*found, members, q.shape[3], v.shape[3], chunk, tokens, pl.cdiv(length, tokens), half)
+    return Plan(
+        found, max(found // members, 1), members, q.shape[3], v.shape[3], chunk, tokens, pl.cdiv(length, tokens), half
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -154,7 +141,7 @@ def _gradient(
     batch, length, heads, _ = v.shape
     do, dfinal = cotangents
     flags = _flags(tokens, plan, batch, length)
-    inputs = [*_given(flags, operands), ("value", _flat(do)), ("states", before[0]), ("state", dfinal.swapaxes(2, 3))]
+    inputs = [*_given(flags, operands), ("value", flat(do)), ("states", before[0]), ("state", dfinal.swapaxes(2, 3))]
     # Heads that share a query and a key give a gradient each.
     shared = [x.dtype if plan.members == 1 else jnp.float32 for x in operands[:2]]
     kinds = [("key", shared[0]), ("key", shared[1]), ("value", v.dtype), ("key", log_decay.dtype)]
@@ -332,19 +319,10 @@ class _Chunk:
 
 def _given(flags: list[Array], operands: Operands) -> Named:
     names = ("group", "group", "value", "key")
-    return [*(("flags", x) for x in flags), *zip(names, map(_flat, operands), strict=True)]
+    return [*(("flags", x) for x in flags), *zip(names, map(flat, operands), strict=True)]
 
 
 def _flags(tokens: Tokens, plan: Plan, batch: int, length: int) -> list[Array]:
-    """Both flags of a token as one number, (B, L', 1), L' in whole blocks; nothing if all tokens are alike."""
-    missing = plan.blocks * plan.tokens - length
-    if tokens == (None, None) and not missing:
-        return []
-    keep, real = (jnp.ones((batch, length), bool) if flag is None else flag for flag in tokens)
-    flags = KEEP * keep.astype(jnp.int32) + REAL * real.astype(jnp.int32)
-    return [jnp.pad(flags, ((0, 0), (0, missing)), constant_values=KEEP)[..., None]]
-
-
-def _flat(x: Array) -> Array:
-    """(B, L, heads, size) with the heads side by side."""
-    return x.reshape(*x.shape[:2], -1)
+    """A column for each sequence, (B, L', 1), or nothing."""
+    flags = flags_of(tokens, batch, length, plan.blocks * plan.tokens)
+    return [] if flags is None else [flags[..., None]]

@@ -19,12 +19,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lightnet.scan.fade import fade
 from lightnet.scan.gated.chunk import LOG_ZERO
+from lightnet.scan.kernels import matmul
 from lightnet.typing import Array
 
 ROWS = 8
 Tiles = list[Array]
-# Contracted axes of both factors: n is a factor as it is, t a transposed one.
-FORMS = {"nn": (1, 0), "nt": (1, 1), "tn": (0, 0)}
 
 
 class Products(NamedTuple):
@@ -139,29 +138,6 @@ def _partner(x: Array, span: int) -> Array:
 
 
 _partner.defvjp(lambda x, span: (_partner(x, span), None), lambda span, _, bar: (_partner(bar, span),))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def matmul(x: Array, y: Array, form: str, half: bool) -> Array:
-    """x y ("nn"), x y^T ("nt") or x^T y ("tn"), in float32."""
-    if half:
-        x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    left, right = FORMS[form]
-    precision = None if half else lax.Precision.HIGHEST
-    contract = (((left,), (right,)), ((), ()))
-    return lax.dot_general(x, y, contract, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _matmul_backward(form: str, half: bool, factors: tuple[Array, Array], bar: Array) -> tuple[Array, Array]:
-    x, y = factors
-    if form == "nn":
-        return matmul(bar, y, "nt", half), matmul(x, bar, "tn", half)
-    if form == "nt":
-        return matmul(bar, y, "nn", half), matmul(bar, x, "tn", half)
-    return matmul(y, bar, "nt", half), matmul(x, bar, "nn", half)
-
-
-matmul.defvjp(lambda x, y, form, half: (matmul(x, y, form, half), (x, y)), _matmul_backward)
 
 
 def _joined(tiles: Tiles) -> Array:

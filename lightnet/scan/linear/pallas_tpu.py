@@ -19,6 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from lightnet.scan.kernels import KEEP, REAL, flags_of, wrong_precision
 from lightnet.scan.linear.chunk import times
 from lightnet.scan.linear.xla import scan
 from lightnet.scan.recurrence import Tokens, only_real
@@ -27,7 +28,6 @@ from lightnet.typing import Array
 LANES = 2048  # channels of a tile, and numbers of a row of several sequences
 TILE = 1 << 18  # numbers of a tile: 1 MB in float32, of which VMEM holds two per array
 GROUP = 16  # tokens of a step: half-precision tiles are 16 rows high
-KEEP, REAL = 1, 2  # bits of a token's flag
 
 Parts = tuple[Array, ...]  # a real array, or the real and the imaginary part of a complex one
 
@@ -85,7 +85,7 @@ def _pallas(
             lambda i, j, k: (0 if shared else i, 0 if constant else blocks - 1 - k if reverse else k, j),
         )
 
-    flags = _flags(tokens, plan, blocks)
+    flags = _flags(tokens, plan, batch, blocks)
     flag_block = pl.BlockSpec(
         (None, None, plan.sequences, plan.tokens),
         lambda i, j, k: (i, blocks - 1 - k if reverse else k, 0, 0),
@@ -228,14 +228,11 @@ def _writer(
     return write, finish
 
 
-def _flags(tokens: Tokens, plan: Tiling, blocks: int) -> list[Array]:
-    """Both flags of a token as one number, (B / sequences, blocks, sequences, tokens); nothing if there are none."""
-    if tokens == (None, None):
-        return []
-    keep, real = (jnp.ones((), bool) if flag is None else flag for flag in tokens)
-    flags = KEEP * keep.astype(jnp.int32) + REAL * real.astype(jnp.int32)
-    flags = jnp.pad(flags, ((0, 0), (0, blocks * plan.tokens - plan.length)))
-    return [flags.reshape(-1, plan.sequences, blocks, plan.tokens).swapaxes(1, 2)]
+def _flags(tokens: Tokens, plan: Tiling, batch: int, blocks: int) -> list[Array]:
+    """(B / sequences, blocks, sequences, tokens), or nothing."""
+    padded = blocks * plan.tokens if tokens != (None, None) else plan.length
+    flags = flags_of(tokens, batch, plan.length, padded)
+    return [] if flags is None else [flags.reshape(-1, plan.sequences, blocks, plan.tokens).swapaxes(1, 2)]
 
 
 def _where(flag: Any, bit: int, value: Parts, other: Parts | None = None) -> Parts:
@@ -271,6 +268,4 @@ def _whole(parts: Any) -> Array:
 
 def refusal(platform: str, operands: Any) -> str | None:
     """Why the kernel cannot run these."""
-    able = (jnp.float32, jnp.bfloat16, jnp.complex64)
-    wrong = [x.dtype.name for x in operands if x.dtype not in able]
-    return f"{wrong[0]} is not a precision of the kernel" if wrong else None
+    return wrong_precision(operands, (jnp.float32, jnp.bfloat16, jnp.complex64))

@@ -5,13 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lightnet.scan import explain, linear_scan
+from lightnet.scan import additive_global, explain, linear_scan
+from lightnet.scan.additive import order_free_tpu as global_kernel
 from lightnet.scan.gated import pallas_tpu as gated_kernel
 from lightnet.scan.linear import pallas_tpu as linear_kernel
 from tests.lightnet.scan.calls import CALLS, cotangents, operands
 
 # Tiles so small that short sequences have several of them, with a last one that is not whole.
-SMALL = {linear_kernel: {"LANES": 3, "TILE": 128}, gated_kernel: {"CHUNK": 16, "TOKENS": 32}}
+SMALL = {
+    linear_kernel: {"LANES": 3, "TILE": 128},
+    gated_kernel: {"CHUNK": 16, "TOKENS": 32},
+    global_kernel: {"TOKENS": 16},
+}
 # Nearly all of the time of these tests is compilation.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 LINEAR = ("linear_scan", "linear_scan backwards", "linear_scan with one decay", "linear_scan of complex numbers")
@@ -33,7 +38,7 @@ def small_tiles(monkeypatch):
 
 
 def call(name):
-    return linear_scan if "complex" in name else CALLS[name]
+    return {LINEAR[3]: linear_scan, "additive_global": additive_global}.get(name) or CALLS[name]
 
 
 def arguments(name, length, regime, *, batch=2):
@@ -44,6 +49,9 @@ def arguments(name, length, regime, *, batch=2):
         args[3] = jnp.asarray(REGIMES[regime](random, args[3].shape), jnp.float32)
         q, k, v, log_decay, state = args
         return [q[:, :, :1], k[:, :, :1], v[:, :, :2], log_decay[:, :, :2], state[:, :2]]
+    if name == "additive_global":
+        logits = jnp.asarray(REGIMES[regime](random, args[1].shape), jnp.float32)
+        return [x[:, :, :2] for x in (args[0][..., : logits.shape[-1]], logits, args[2])]
     args[0] = jnp.asarray(np.exp(REGIMES[regime](random, args[0].shape)), jnp.float32)
     if "complex" in name:
         turned = [jnp.asarray(np.exp(1j * random.standard_normal(x.shape)), jnp.complex64) for x in args]
@@ -117,13 +125,23 @@ def test_gated_linear_attention_in_every_regime(length, regime, packed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*LINEAR[:3], "gated_linear_attention"])
+@every_regime
+def test_additive_global_in_every_regime(length, regime, packed):
+    mask = packing(length)["mask"].at[1].set(length % 2 == 0)
+    check("additive_global", arguments("additive_global", length, regime), {"mask": mask} if packed else {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gated_linear_attention", *LINEAR[:3], "additive_global"])
 def test_half_precision_is_read_and_written_and_the_state_is_wide(name):
-    args = arguments(name, 37, "usual")
-    half = [x.astype(jnp.bfloat16) for x in args[:-1]]
-    got, slopes = outputs_and_gradients(name, [*half, args[-1]], "pallas_interpret", packing(37))
+    args, given = arguments(name, 37, "usual"), packing(37)
+    state = args[len(args) :] if name == "additive_global" else args[-1:]
+    half = [x.astype(jnp.bfloat16) for x in args[: len(args) - len(state)]]
+    if not state:
+        del given["segment_ids"]
+    got, slopes = outputs_and_gradients(name, [*half, *state], "pallas_interpret", given)
     wide = [x.astype(jnp.float32) for x in half]
-    expected, expected_slopes = outputs_and_gradients(name, [*wide, args[-1]], "reference", packing(37))
+    expected, expected_slopes = outputs_and_gradients(name, [*wide, *state], "reference", given)
     assert got[0].dtype == jnp.bfloat16
     for x, y in zip(got[1:], expected[1:], strict=True):
         assert x.dtype == jnp.float32
@@ -190,6 +208,9 @@ def test_the_kernel_is_what_runs_on_tpus_and_what_it_cannot_run_is_said():
     assert explain("linear_scan", x, x).splitlines()[2] == "linear_scan on tpu: pallas (a kernel for this platform)"
     q, v, one = (jax.ShapeDtypeStruct((1, 2, 10, size), jnp.float32) for size in (64, 48, 1))
     assert "on tpu: pallas" in explain("gated_linear_attention", q, q, q, q)
+    assert "on tpu: pallas" in explain("additive_global", q, q, q)
+    factor = jax.ShapeDtypeStruct((1, 2, 1, 1, 64), jnp.float32)
+    assert "on tpu: xla (the kernel is for one segment" in explain("additive_global", q, q, q, key_factor=factor)
     assert "on tpu: xla (sizes 64 and 48" in explain("gated_linear_attention", q, q, v, q)
     assert "on tpu: xla (the kernel is for one decay per key channel)" in explain(
         "gated_linear_attention", q, q, v, one

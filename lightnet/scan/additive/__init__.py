@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec
 from lightnet.scan.additive.chunk import AdditiveState, AdditiveSummary, combine, enter, merge
 from lightnet.scan.additive.compensated import Remainder, compensated_enter, compensated_update
 from lightnet.scan.additive.order_free import global_split, global_xla
-from lightnet.scan.additive.order_free_tpu import global_tpu, refusal
+from lightnet.scan.additive.order_free_tpu import global_refusal, global_tpu
+from lightnet.scan.additive.pallas_tpu import additive_tpu, refusal
 from lightnet.scan.additive.reference import additive_reference, additive_update, global_reference
 from lightnet.scan.additive.xla import additive_xla, summary
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, got, known
@@ -38,6 +39,8 @@ ADDITIVE = Recurrence(
     Axes(_OPERANDS, AdditiveState._make(("B H K", "B H K", "B H K V")), "B L H V"),
     additive_reference,
     additive_xla,
+    kernels={"tpu": additive_tpu},
+    refusal=refusal,
     summary=summary,
     combine=combine,
     enter=enter,
@@ -48,7 +51,7 @@ ADDITIVE_GLOBAL = Recurrence(
     global_reference,
     global_xla,
     kernels={"tpu": global_tpu},
-    refusal=refusal,
+    refusal=global_refusal,
     split=global_split,
 )
 

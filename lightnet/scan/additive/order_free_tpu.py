@@ -25,7 +25,7 @@ from lightnet.scan.kernels import REAL, flags_of, flat, heads_of_program, matmul
 from lightnet.scan.recurrence import Tokens
 from lightnet.typing import Array
 
-TOKENS = 512  # of a block that is in VMEM at once
+TOKENS = 512  # of a block that is in VMEM at once, in half precision
 HEADS = 4  # side by side in a program, if sizes allow
 Named = list[tuple[str, Any]]  # arrays, or their shapes, and how they are cut up
 
@@ -56,7 +56,7 @@ def global_tpu(
     return _attend(*operands[:3], tokens, interpret)[0]
 
 
-def refusal(platform: str, operands: Any) -> str | None:
+def global_refusal(platform: str, operands: Any) -> str | None:
     """Why the kernel cannot run these."""
     q, _, v, factor, runs = operands
     if wrong := wrong_precision(operands[:3]):
@@ -73,8 +73,8 @@ def _plan(q: Array, logits: Array, v: Array) -> Plan:
     (_, length, heads, key), value = q.shape, v.shape[3]
     some = heads_of_program(heads, heads, key, value, HEADS)
     assert some is not None
-    tokens = min(TOKENS, -(-length // 16) * 16)
     half = all(x.dtype == jnp.bfloat16 for x in (q, logits, v))
+    tokens = min(TOKENS if half else TOKENS // 2, -(-length // 16) * 16)
     return Plan(some, key, value, tokens, pl.cdiv(length, tokens), half)
 
 

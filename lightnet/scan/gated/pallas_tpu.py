@@ -27,7 +27,7 @@ from lightnet.scan.kernels import KEEP, REAL, flags_of, flat, heads_of_program, 
 from lightnet.scan.recurrence import Tokens, mapped_alike
 from lightnet.typing import Array
 
-CHUNK, TOKENS = 128, 512  # tokens of a chunk, and of a block that is in VMEM at once
+CHUNK, TOKENS = 128, 512  # tokens of a chunk, and of a block that is in VMEM at once in half precision
 HEADS, HEADS_BACKWARD = 4, 2  # side by side in a program, if sizes allow
 
 Operands = tuple[Array, Array, Array, Array]
@@ -77,7 +77,7 @@ def _plan(operands: Operands, wanted: int) -> Plan:
     assert found is not None
     length, half = q.shape[1], all(x.dtype == jnp.bfloat16 for x in (q, k, v))
     chunk = min(CHUNK, max(16, 1 << (length - 1).bit_length()))
-    tokens = min(TOKENS // chunk * chunk, -(-length // chunk) * chunk)
+    tokens = min((TOKENS if half else TOKENS // 2) // chunk * chunk, -(-length // chunk) * chunk)
     members = v.shape[2] // q.shape[2]
     return Plan(
         found, max(found // members, 1), members, q.shape[3], v.shape[3], chunk, tokens, pl.cdiv(length, tokens), half

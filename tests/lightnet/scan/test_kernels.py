@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lightnet.scan import additive_global, explain, linear_scan
+from lightnet.scan import AdditiveState, additive_global, additive_recurrence, explain, linear_scan
 from lightnet.scan.additive import order_free_tpu as global_kernel
+from lightnet.scan.additive import pallas_tpu as additive_kernel
 from lightnet.scan.gated import pallas_tpu as gated_kernel
 from lightnet.scan.linear import pallas_tpu as linear_kernel
 from tests.lightnet.scan.calls import CALLS, cotangents, operands
@@ -14,8 +15,9 @@ from tests.lightnet.scan.calls import CALLS, cotangents, operands
 # Tiles so small that short sequences have several of them, with a last one that is not whole.
 SMALL = {
     linear_kernel: {"LANES": 3, "TILE": 128},
-    gated_kernel: {"CHUNK": 16, "TOKENS": 32},
-    global_kernel: {"TOKENS": 16},
+    gated_kernel: {"CHUNK": 16, "TOKENS": 64},
+    additive_kernel: {"CHUNK": 16, "TOKENS": 64},
+    global_kernel: {"TOKENS": 32},
 }
 # Nearly all of the time of these tests is compilation.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -38,7 +40,12 @@ def small_tiles(monkeypatch):
 
 
 def call(name):
-    return {LINEAR[3]: linear_scan, "additive_global": additive_global}.get(name) or CALLS[name]
+    others = {LINEAR[3]: linear_scan, "additive_global": additive_global, "additive_recurrence": _additive}
+    return others.get(name) or CALLS[name]
+
+
+def _additive(q, logits, v, maximum, total, state, **given):
+    return additive_recurrence(q, logits, v, initial_state=AdditiveState(maximum, total, state), **given)
 
 
 def arguments(name, length, regime, *, batch=2):
@@ -49,9 +56,10 @@ def arguments(name, length, regime, *, batch=2):
         args[3] = jnp.asarray(REGIMES[regime](random, args[3].shape), jnp.float32)
         q, k, v, log_decay, state = args
         return [q[:, :, :1], k[:, :, :1], v[:, :, :2], log_decay[:, :, :2], state[:, :2]]
-    if name == "additive_global":
+    if name.startswith("additive"):
         logits = jnp.asarray(REGIMES[regime](random, args[1].shape), jnp.float32)
-        return [x[:, :, :2] for x in (args[0][..., : logits.shape[-1]], logits, args[2])]
+        of_tokens = [x[:, :, :2] for x in (args[0][..., : logits.shape[-1]], logits, args[2])]
+        return of_tokens if name == "additive_global" else [*of_tokens, *(x[:, :2, :4] for x in args[4:])]
     args[0] = jnp.asarray(np.exp(REGIMES[regime](random, args[0].shape)), jnp.float32)
     if "complex" in name:
         turned = [jnp.asarray(np.exp(1j * random.standard_normal(x.shape)), jnp.complex64) for x in args]
@@ -89,6 +97,18 @@ def check(name, args, given, *, values=2e-6, gradients=1e-5):
     for x, y in zip(slopes, expected_slopes, strict=True):
         assert x.dtype == y.dtype
         assert difference(x, y) < gradients
+
+
+def check_values(args, given):
+    """Of `additive_recurrence`, whose maximum is -inf where a run has no finite logit."""
+
+    def run(implementation):
+        function = jax.jit(lambda *x: _additive(*x, implementation=implementation, **given), compiler_options=QUICKLY)
+        return jax.tree.leaves(function(*args))
+
+    for x, y in zip(run("pallas_interpret"), run("reference"), strict=True):
+        error, size = jnp.where(x == y, 0, x - y), jnp.where(jnp.isfinite(y), y, 0)
+        assert np.linalg.norm(error) <= 2e-6 * np.linalg.norm(size)
 
 
 def test_values_and_gradients_of_a_short_packed_sequence():
@@ -129,6 +149,26 @@ def test_gated_linear_attention_in_every_regime(length, regime, packed):
 def test_additive_global_in_every_regime(length, regime, packed):
     mask = packing(length)["mask"].at[1].set(length % 2 == 0)
     check("additive_global", arguments("additive_global", length, regime), {"mask": mask} if packed else {})
+
+
+@pytest.mark.slow
+@every_regime
+def test_additive_recurrence_in_every_regime(length, regime, packed):
+    """The values: its backward pass is XLA's."""
+    check_values(arguments("additive_recurrence", length, regime), packing(length) if packed else {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [True, False])
+def test_additive_recurrence_where_keys_rise_steeply_within_a_chunk(packed):
+    args = arguments("additive_recurrence", 40, "usual")
+    args[1] = args[1] + jnp.outer(jnp.arange(40.0), jnp.array([10.0, -10.0, 0.0, 5.0]))[None, :, None]
+    check_values(args, packing(40) if packed else {})
+
+
+@pytest.mark.slow
+def test_gradients_of_additive_recurrence():
+    check("additive_recurrence", arguments("additive_recurrence", 19, "usual"), packing(19))
 
 
 @pytest.mark.slow
@@ -209,7 +249,9 @@ def test_the_kernel_is_what_runs_on_tpus_and_what_it_cannot_run_is_said():
     q, v, one = (jax.ShapeDtypeStruct((1, 2, 10, size), jnp.float32) for size in (64, 48, 1))
     assert "on tpu: pallas" in explain("gated_linear_attention", q, q, q, q)
     assert "on tpu: pallas" in explain("additive_global", q, q, q)
+    assert "on tpu: pallas" in explain("additive_recurrence", q, q, q)
     factor = jax.ShapeDtypeStruct((1, 2, 1, 1, 64), jnp.float32)
+    assert "on tpu: xla (the kernel is without key" in explain("additive_recurrence", q, q, q, key_factor=factor)
     assert "on tpu: xla (the kernel is for one segment" in explain("additive_global", q, q, q, key_factor=factor)
     assert "on tpu: xla (sizes 64 and 48" in explain("gated_linear_attention", q, q, v, q)
     assert "on tpu: xla (the kernel is for one decay per key channel)" in explain(

@@ -7,13 +7,17 @@ ROUNDS ?= 100
 EXTRA ?= $(shell cat .venv/extra 2>/dev/null)
 comma := ,
 VENV := .venv/bin/python
+KERNELS := .venv-kernels/bin/python
 INSTALLED := .venv/installed$(if $(EXTRA),-$(EXTRA))
 
 ifneq ($(filter-out gpu tpu parity gcs,$(EXTRA)),)
 $(error EXTRA is one of gpu, tpu, parity, gcs; given: $(EXTRA))
 endif
 
-.PHONY: help install reproduce reproduce-all demo test test-all disturb check lint types notebooks clean
+# Compilers for accelerators, apart from what the results are computed with; versions from constraints.txt.
+COMPILERS := jax jaxlib libtpu jaxtyping
+
+.PHONY: help install reproduce reproduce-all demo test test-all disturb kernels check lint types notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -42,6 +46,12 @@ test-all: $(INSTALLED) ## every test, also the cases that CI has no time for
 disturb: $(INSTALLED) ## kill and damage ROUNDS=100 short trainings; each must end as if undisturbed
 	@$(VENV) tests/reliability/disturbance.py --rounds $(ROUNDS)
 
+kernels: ## compile every kernel for TPUs, without any, against lightnet/scan/budgets.json; WRITE=1 writes that
+	@$(KERNELS) -c 'import libtpu, jaxtyping' 2>/dev/null || { \
+	  "$(PYTHON)" -m venv --clear .venv-kernels && \
+	  $(KERNELS) -m pip install -q --disable-pip-version-check -c constraints.txt $(COMPILERS); }
+	@$(KERNELS) .ci/compile_kernels.py $(if $(WRITE),--write)
+
 check: ## all that CI does: lint, types, tests, results at smoke, notebooks, README
 	@PYTHON="$(PYTHON)" bash .ci/run
 
@@ -56,7 +66,7 @@ notebooks: $(INSTALLED) ## execute the notebooks again from their .py files
 	@$(VENV) .ci/execute_notebooks.py --write
 
 clean: ## remove what can be made again: caches, builds and .venv; runs/ and results/ stay
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-kernels build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A checkout that was moved or copied together with its .venv installs itself again: the install refers to its path.

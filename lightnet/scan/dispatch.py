@@ -116,7 +116,13 @@ def _run(
         return able["tpu"](operands, initial_state, tokens, interpret=True, **options)
     branches = {p: (lambda *a, k=k: k(*a, **options)) for p, k in able.items()}
     default = (lambda *a: recurrence.xla(*a, **options)) if implementation is None else None
-    return jax.lax.platform_dependent(operands, initial_state, tokens, default=default, **branches)
+    try:
+        return jax.lax.platform_dependent(operands, initial_state, tokens, default=default, **branches)
+    except NotImplementedError as error:  # under `jit` it is raised where the program is lowered
+        raise ValueError(
+            f"implementation: got 'pallas', expected another where {recurrence.name} has no kernel: "
+            f"it has them for {', '.join(able)}"
+        ) from error
 
 
 def _kernels(recurrence: Recurrence, implementation: str | None, operands: Any) -> dict[str, Callable]:

@@ -223,7 +223,7 @@ def test_runs_beyond_the_stated_number_are_refused_where_they_are_known_and_else
             "q: got float32[2, 5, 2, 4], expected a float array (B, L, H, F*K) = (2, 5, 2, 3)",
         ),
         ({"segment_ids": jnp.zeros((2, 5))}, "segment_ids: got float32[2, 5], expected integer[2, 5]"),
-        ({"implementation": "pallas"}, "cannot run additive_global here"),
+        ({"implementation": "pallas"}, "additive_global has no kernel: it has them for tpu"),
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:

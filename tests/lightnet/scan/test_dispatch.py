@@ -61,6 +61,12 @@ def test_a_name_that_cannot_be_honoured_is_refused_with_the_reason(implementatio
         run(SMALL_ONLY, implementation, ZERO + 2)
 
 
+def test_a_kernel_for_another_platform_is_refused():
+    tpu_only = Recurrence("tpu_only", AXES, named("r"), named("xl"), kernels={"tpu": named("tpu")})
+    with pytest.raises(ValueError, match="got 'pallas', expected another where tpu_only .* for tpu"):
+        run(tpu_only, "pallas")
+
+
 def test_choices_say_what_runs_where_and_why():
     assert set(choices(PLAIN)) == {"cpu", "cuda", "tpu"}
     assert choices(PLAIN)["tpu"] == ("xla", "there is no kernel for this platform")

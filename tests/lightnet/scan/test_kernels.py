@@ -112,7 +112,7 @@ def check_values(args, given):
 
 
 def test_values_and_gradients_of_a_short_packed_sequence():
-    check("linear_scan", arguments("linear_scan", 5, "with resets"), packing(5))
+    check("linear_scan", arguments("linear_scan", 8, "with resets"), packing(8))
 
 
 # One set of arguments per test and recurrence in continuous integration: the first.
@@ -228,7 +228,7 @@ def test_sequences_side_by_side_and_under_vmap(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear_scan", "gated_linear_attention"])
 def test_derivatives_of_second_order(name):
-    args, given = arguments(name, 5, "usual"), packing(5)
+    args, given = arguments(name, 8, "usual"), packing(8)
     everything = tuple(range(len(args)))
 
     def product(implementation):

@@ -157,7 +157,7 @@ def _kernel(*refs: Any, plan: Plan, flagged: bool) -> None:
         found = [_together(plan, sees, q, logits, v, [x[i] for x in state], start, i) for i in range(plan.heads)]
         least = reduce(jnp.minimum, [x[-1] for x in found]).min()
 
-        @pl.when(least >= LEAST)
+        @pl.when(jnp.logical_not(least < LEAST))  # also where it is not a number, so that the outputs are not either
         def comfortable() -> None:
             for i, (out, *after, _) in enumerate(found):
                 _write(o, plan, start, plan.chunk, i, out)

@@ -169,10 +169,11 @@ def test_additive_recurrence_where_keys_rise_steeply_within_a_chunk(packed):
 @pytest.mark.slow
 def test_what_is_not_a_number_stays_so():
     q, logits, v, *state = arguments("additive_recurrence", 20, "usual")
-    o, _ = jax.jit(lambda *x: _additive(*x, implementation="pallas_interpret"))(
+    o, final = jax.jit(lambda *x: _additive(*x, implementation="pallas_interpret"))(
         q, logits.at[0, 17, 0, 0].set(jnp.nan), v, *state
     )
     assert np.isnan(o[0, 17:, 0]).all()
+    assert np.isnan(final.state[0, 0, 0]).all()
     assert np.isfinite(o[1]).all()
 
 

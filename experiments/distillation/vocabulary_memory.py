@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Liger kernel's chunked losses, in JAX (speed and memory: ours)",
     source="no logits of all tokens",
-    minutes={"smoke": 0.1, "cpu": 5},
+    minutes={"smoke": 0.1, "cpu": 2},
 )
 DENSE, REMAT, CHUNKED, TILED = FORMS = ("dense", "remat", "chunked", "tiled")
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="our engines (ours)",
-    minutes={"smoke": 0.1, "cpu": 1},
+    minutes={"smoke": 0.1, "cpu": 0.5},
 )
 OURS, PEER = "train_whole", "Hugging Face, uncut"
 ENCODERS = ("greedy", "minimal", "merges")

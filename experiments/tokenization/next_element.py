@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="other models on its sources (ours)",
-    minutes={"smoke": 0.3, "cpu": 4.5},
+    minutes={"smoke": 0.3, "cpu": 5},
 )
 SWITCHING, CHAIN, IN_CONTEXT, TEXT = "switching, order 2", "random chain, order 4", "chains in context", "text"
 SOURCES = (SWITCHING, CHAIN, IN_CONTEXT, TEXT)

@@ -29,7 +29,7 @@ ABOUT = About(
     paper="Toward a Theory of Tokenization in LLMs (arXiv 2404.08335)",
     source="Figure 5",
     # That of paper is an estimate: it has not been run.
-    minutes={"smoke": 0.4, "cpu": 3, "paper": 5},
+    minutes={"smoke": 0.4, "cpu": 2, "paper": 5},
 )
 WITHIN = 1.1
 """Of the entropy rate: where a model has arrived."""

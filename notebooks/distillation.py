@@ -41,9 +41,11 @@ from experiments.distillation import (
     pld_landscape,
     pld_temperature,
     sinkhorn_entropy,
+    sinkhorn_speed,
     skew_gradient,
     sparse_teachers,
     transport,
+    vocabulary_memory,
 )
 from kd import DIVERGENCES, token_divergence
 
@@ -157,6 +159,23 @@ kl_top_calibration.plot(four_bits)
 
 # %%
 print(plain_text.claims_table([*sparse.claims, *four_bits.claims]))
+
+# %% [markdown]
+# ## Any vocabulary
+#
+# Logits of 2,048 tokens and 151,936 entries are gigabytes. From hidden states and head weights, with the gradient
+# accumulated in the forward pass, a chunk of tokens is enough at a time.
+
+# %%
+memory = results.load("distillation/vocabulary_memory")
+vocabulary_memory.plot(memory)
+
+# %%
+speed = results.load("distillation/sinkhorn_speed")
+sinkhorn_speed.plot(speed)
+
+# %%
+print(plain_text.claims_table([*memory.claims, *speed.claims]))
 
 # %% [markdown]
 # ## Students on digits

@@ -183,7 +183,7 @@ def run(config: Config, run_dir: Path) -> Result:
 
     arrays = [jax.device_put(x) for x in logits(config)]
     given = [l1_costs(*(jax.nn.softmax(x / 2) for x in arrays))]
-    inputs = {name: (loss, arrays) for name, loss in losses(config).items()}
+    inputs: dict[str, tuple[Any, list[Any]]] = {name: (loss, arrays) for name, loss in losses(config).items()}
     inputs |= {name + GIVEN: (of_costs, given) for name, of_costs in transports(config).items()}
     programs = {
         name: jax.jit(jax.value_and_grad(loss)).lower(*operands).compile() for name, (loss, operands) in inputs.items()

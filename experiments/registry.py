@@ -16,8 +16,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from experiments.errors import UserError
@@ -213,6 +214,14 @@ def _import(path: Path, load: Callable[[], ModuleType]) -> ModuleType:
         raise UserError(f"{path.name} cannot be imported: {line}{type(error).__name__}: {error}") from error
 
 
+class _AsItIs(SourceFileLoader):
+    """Python's cached bytecode would be taken for a file of the same size that was changed within the same second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compiled from the text, each time."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _import_outside(path: Path) -> ModuleType:
     """Import a file under its stem, so that worker processes can import it under the same name."""
     folder = str(path.parent)
@@ -220,7 +229,7 @@ def _import_outside(path: Path) -> ModuleType:
         sys.path.append(folder)  # at the end: a file there hides no installed package
     loaded = sys.modules.get(path.stem)
     name = path.stem if loaded is None or getattr(loaded, "__file__", None) == str(path) else f"{path.stem}_result_file"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItIs(name, str(path)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

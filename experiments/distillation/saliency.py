@@ -23,7 +23,7 @@ def eigen_cam(features: jax.Array) -> jax.Array:
 
     Example:
         >>> map = jnp.array([[1.0, 2.0], [2.0, 1.0]])
-        >>> eigen_cam(map[None, :, :, None] * jnp.array([3.0, 4.0]))[0].round(3).tolist()
+        >>> eigen_cam(map[None, :, :, None] * jnp.array([[[[3.0, 4.0]]]]))[0].round(3).tolist()
         [[5.0, 10.0], [10.0, 5.0]]
     """
     if features.ndim != 4:

@@ -31,6 +31,7 @@ TRAINED_TOGETHER = (
     "lightnet/generation",
     "state_spaces/digits_sequence",
     "token_dynamics/reordering_digits",
+    "tokenization/escape_scaling",
 )
 # These need what a training gives, and all of their models have the size of the first.
 LOOKED_INTO = ("token_dynamics/scenario_text", "token_dynamics/trained_models")

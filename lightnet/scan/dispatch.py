@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -114,8 +115,8 @@ def _run(
         return recurrence.xla(operands, initial_state, tokens, **options)
     if implementation == "pallas_interpret":
         return able["tpu"](operands, initial_state, tokens, interpret=True, **options)
-    branches = {p: (lambda *a, k=k: k(*a, **options)) for p, k in able.items()}
     default = (lambda *a: recurrence.xla(*a, **options)) if implementation is None else None
+    branches = {p: _in_dtypes_of(default, partial(k, **options)) for p, k in able.items()}
     try:
         return jax.lax.platform_dependent(operands, initial_state, tokens, default=default, **branches)
     except NotImplementedError as error:  # under `jit` it is raised where the program is lowered
@@ -123,6 +124,18 @@ def _run(
             f"implementation: got 'pallas', expected another where {recurrence.name} has no kernel: "
             f"it has them for {', '.join(able)}"
         ) from error
+
+
+def _in_dtypes_of(default: Callable | None, kernel: Callable) -> Callable:
+    """The kernel with outputs in the dtypes of the form beside which it is a branch of one program."""
+    if default is None:
+        return kernel
+
+    def run(*arguments: Any) -> Any:
+        shapes = jax.eval_shape(default, *arguments)
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), kernel(*arguments), shapes)
+
+    return run
 
 
 def _kernels(recurrence: Recurrence, implementation: str | None, operands: Any) -> dict[str, Callable]:

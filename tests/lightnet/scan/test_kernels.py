@@ -1,10 +1,13 @@
 """The kernels for TPUs, interpreted, against the definition: values and gradients, in every regime of the decays."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lightnet import scan
 from lightnet.scan import AdditiveState, additive_global, additive_recurrence, explain, linear_scan
 from lightnet.scan.additive import order_free_tpu as global_kernel
 from lightnet.scan.additive import pallas_tpu as additive_kernel
@@ -273,3 +276,23 @@ def test_the_kernel_is_what_runs_on_tpus_and_what_it_cannot_run_is_said():
     program = jax.jit(linear_scan).trace(x, x).lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" in program
     assert "tpu_custom_call" not in jax.jit(linear_scan).trace(x, x).lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.parametrize("dtypes", list(product((jnp.bfloat16, jnp.float32), repeat=3)))
+@pytest.mark.parametrize("name", ["linear_scan", "gated_linear_attention", "additive_recurrence", "additive_global"])
+def test_kernel_and_xla_have_the_same_dtypes_whatever_is_mixed(name, dtypes):
+    """Both are branches of one program, which is not made otherwise; nothing is computed here."""
+    one, two, three = dtypes
+    x = lambda dtype: jax.ShapeDtypeStruct((1, 12, 2, 128), dtype)  # noqa: E731
+    y = lambda dtype: jax.ShapeDtypeStruct((1, 12, 256), dtype)  # noqa: E731
+    arrays = {
+        "linear_scan": (y(one), y(two)),
+        "gated_linear_attention": (x(one), x(two), x(three), x(jnp.float32)),
+    }.get(name, (x(one), x(two), x(three)))
+
+    def gradients(*arrays):
+        outputs, pull = jax.vjp(getattr(scan, name), *arrays)
+        return outputs, pull(jax.tree.map(jnp.ones_like, outputs))
+
+    _, found = jax.eval_shape(gradients, *arrays)
+    assert [leaf.dtype for leaf in found] == [array.dtype for array in arrays]

@@ -86,15 +86,21 @@ def chunked_divergence(
     h_t, W_t = _head("t", h_t, W_t)
     if h_t.shape[:-1] != h_s.shape[:-1]:
         raise ValueError(f"h_t: got {got(h_t)}, expected the axes {list(h_s.shape[:-1])} of h_s before the last")
+    W_s, W_t = _of_one_vocabulary(W_s, W_t, common_vocab)
+    factor = temperature**2 if tau_squared else 1.0
+    target = Teacher(jax.lax.stop_gradient(h_t), jax.lax.stop_gradient(W_t))
+    return _mean(row, h_s, W_s, target, mask, token_chunk, vocab_chunk, temperature, factor, denominator)
+
+
+def _of_one_vocabulary(W_s: Array, W_t: Array, common_vocab: int | None) -> tuple[Array, Array]:
+    """Both heads, cut to the rows that they share."""
     if common_vocab is not None:
         check_count("common_vocab", common_vocab, at_most=min(len(W_s), len(W_t)))
         W_s, W_t = W_s[:common_vocab], W_t[:common_vocab]
     if len(W_s) != len(W_t):
         expected = f"the {len(W_s)} rows of W_s, or common_vocab, the number of first rows that mean the same"
         raise ValueError(f"W_t: got {got(W_t)}, expected {expected}")
-    factor = temperature**2 if tau_squared else 1.0
-    target = Teacher(jax.lax.stop_gradient(h_t), jax.lax.stop_gradient(W_t))
-    return _mean(row, h_s, W_s, target, mask, token_chunk, vocab_chunk, temperature, factor, denominator)
+    return W_s, W_t
 
 
 def chunked_cross_entropy(

@@ -132,16 +132,21 @@ def run(config: Config, run_dir: Path) -> Result:
 def _looked_at(config: Config, seed: int, run_dir: Path) -> tuple[dict[str, Any], np.ndarray]:
     """Losses and total variation of one model, and its predictions along the first text (tokens, V)."""
     from experiments.sources import SwitchingSource
-    from experiments.tokenization import BPETokenizer
     from experiments.tokenization.losses import held_out_loss
+    from experiments.tokenization.token_rows import binary_tokenizer, draw_rows
     from experiments.tokenization.transformer import language_modelling, pad_rows, transformer
     from experiments.training.data import examples
     from experiments.training.loop import train
 
     source = SwitchingSource(config.order, config.p, config.q)
-    rows = _rows(config, source, seed)
-    text = rows["tokenizer"].reshape(1, -1)[:, : config.tokenizer_characters]
-    tokenizer = BPETokenizer.train_whole(text, config.dictionary_size, alphabet=2)
+    counts = {
+        "tokenizer": -(-config.tokenizer_characters // config.length),
+        "training": config.train.steps * config.train.batch_size,
+        "evaluation": config.evaluation_rows,
+        "reference": config.reference_rows,
+    }
+    rows = draw_rows(source, seed, counts, config.length)
+    tokenizer = binary_tokenizer(rows["tokenizer"], config.tokenizer_characters, config.dictionary_size)
     fit, fresh, reference = (tokenizer.encode_batch(rows[part]) for part in ("training", "evaluation", "reference"))
     model = transformer(len(tokenizer), config.length, layers=config.layers, width=config.width, heads=1)
     padded = pad_rows(fresh)
@@ -161,22 +166,6 @@ def _looked_at(config: Config, seed: int, run_dir: Path) -> tuple[dict[str, Any]
         "unigram_entropy": source.unigram_entropy(),
         "entropy_rate": source.entropy_rate(),
     }, laws[0][padded["mask"][0]]
-
-
-def _rows(config: Config, source: Any, seed: int) -> dict[str, np.ndarray]:
-    """Rows of characters of each part, from random numbers of their own."""
-    from experiments.training.loop import random_stream
-
-    counts = {
-        "tokenizer": -(-config.tokenizer_characters // config.length),
-        "training": config.train.steps * config.train.batch_size,
-        "evaluation": config.evaluation_rows,
-        "reference": config.reference_rows,
-    }
-    return {
-        part: np.asarray(source.sample(random_stream(seed, part), (count, config.length)))
-        for part, count in counts.items()
-    }
 
 
 def predictions(model: Any, variables: Any, tokens: np.ndarray) -> np.ndarray:

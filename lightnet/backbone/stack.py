@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lightnet.backbone.mixer import Mixer, State, partitioned
 from lightnet.scan.checks import check_per_token
+from lightnet.scan.placement import spread
 from lightnet.typing import Array
 
 REMAT_POLICIES = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
@@ -213,8 +214,10 @@ class Backbone(nn.Module):
         self._check(x, segment_ids, mask)
         states = []
         x = self.drop_input(self._residual(x if mask is None else jnp.where(mask[..., None], x, 0)))
+        x = spread(x, "B L W")
         for i, block in enumerate(self.blocks):
             x, after = block(x, None if state is None else state[i], segment_ids=segment_ids, mask=mask)
+            x = spread(x, "B L W")
             states.append(after)
         return self.final_norm(x), tuple(states)
 

@@ -7,8 +7,8 @@ All of the sequence forms take `segment_ids=None`, `mask=None` and `implementati
 - `mask` (B, L), true at real tokens: a masked token leaves the state as it is, gives output 0 and gets gradient exactly
   0, whatever it contains, so that padding on either side is exact.
 - `implementation`: "reference" is the definition, token by token; "xla" is fast on any platform; "pallas" and
-  "pallas_interpret" are kernels, refused with the reason where there is none; None takes the best that there is for the
-  platform that the function is lowered for. `explain` says what that is and why.
+  "pallas_interpret" are kernels, refused with the reason where there is none; None takes what is known as the best
+  for the platform that the function is lowered for. `explain` says what that is and why.
 
 States and sums are in float32 at least, whatever the precision of the inputs; all inputs and states are differentiable,
 the final state's cotangent included. Errors are `ValueError`s that name the argument, what was given, what is expected.
@@ -73,7 +73,7 @@ def explain(function: str, *arguments: Any, **named: Any) -> str:
     Example:
         >>> print(explain("linear_scan"))
         linear_scan on cpu: xla (there is no kernel for this platform)
-        linear_scan on cuda: xla (there is no kernel for this platform)
+        linear_scan on cuda: xla (the kernel, which implementation='pallas' runs, has not been timed on this platform)
         linear_scan on tpu: pallas (a kernel for this platform)
     """
     if function not in _RECURRENCES:

@@ -50,7 +50,8 @@ def dispatch(
     Args:
         recurrence: which.
         implementation: None takes the kernel of the platform that the function is lowered for where there is one that
-            can run these operands, else "xla"; a name is honoured or refused. "reference" is never split by us.
+            can run these operands and is known to be fast, else "xla"; a name is honoured or refused. "reference" is
+            never split by us.
         operands: pytree of arrays.
         initial_state: pytree of arrays.
         tokens: from `tokens_of`.
@@ -93,6 +94,8 @@ def choices(recurrence: Recurrence, operands: Any = None) -> dict[str, tuple[str
     found = {}
     for platform in PLATFORMS:
         reason = _why_not(recurrence, platform, operands)
+        if reason is None and not recurrence.kernels[platform].timed:
+            reason = "the kernel, which implementation='pallas' runs, has not been timed on this platform"
         found[platform] = ("xla", reason) if reason else ("pallas", "a kernel for this platform")
     return found
 
@@ -115,8 +118,9 @@ def _run(
         return recurrence.xla(operands, initial_state, tokens, **options)
     if implementation == "pallas_interpret":
         return able["tpu"](operands, initial_state, tokens, interpret=True, **options)
-    default = (lambda *a: recurrence.xla(*a, **options)) if implementation is None else None
-    branches = {p: _in_dtypes_of(default, partial(k, **options)) for p, k in able.items()}
+    xla = partial(recurrence.xla, **options)
+    branches = {p: _in_dtypes_of(xla, partial(k, **options)) for p, k in able.items()}
+    default = xla if implementation is None else None
     try:
         return jax.lax.platform_dependent(operands, initial_state, tokens, default=default, **branches)
     except NotImplementedError as error:  # under `jit` it is raised where the program is lowered
@@ -126,13 +130,11 @@ def _run(
         ) from error
 
 
-def _in_dtypes_of(default: Callable | None, kernel: Callable) -> Callable:
-    """The kernel with outputs in the dtypes of the form beside which it is a branch of one program."""
-    if default is None:
-        return kernel
+def _in_dtypes_of(xla: Callable, kernel: Callable) -> Callable:
+    """The kernel with outputs in the dtypes of the other branches of one program."""
 
     def run(*arguments: Any) -> Any:
-        shapes = jax.eval_shape(default, *arguments)
+        shapes = jax.eval_shape(xla, *arguments)
         return jax.tree.map(lambda x, like: x.astype(like.dtype), kernel(*arguments), shapes)
 
     return run
@@ -140,19 +142,23 @@ def _in_dtypes_of(default: Callable | None, kernel: Callable) -> Callable:
 
 def _kernels(recurrence: Recurrence, implementation: str | None, operands: Any) -> dict[str, Callable]:
     """The kernels that can run these operands, by platform; an error if a kernel is asked for and there is none."""
-    able = {p: k for p, k in recurrence.kernels.items() if recurrence.refusal(p, operands) is None}
+    able = {p: kernel for p, kernel in recurrence.kernels.items() if _why_not(recurrence, p, operands) is None}
     if implementation == "pallas_interpret":
-        able = {p: k for p, k in able.items() if p == "tpu"}
+        able = {p: kernel for p, kernel in able.items() if p == "tpu"}
+    if implementation is None:
+        able = {p: kernel for p, kernel in able.items() if kernel.timed}
     if implementation in ("pallas", "pallas_interpret") and not able:
         reasons = "; ".join(f"{p}: {_why_not(recurrence, p, operands)}" for p in PLATFORMS)
         raise ValueError(
             f"implementation: {implementation!r} cannot run {recurrence.name} here ({reasons}); "
             "expected None, 'reference' or 'xla'"
         )
-    return able
+    return {p: kernel.run for p, kernel in able.items()}
 
 
 def _why_not(recurrence: Recurrence, platform: str, operands: Any) -> str | None:
     if platform not in recurrence.kernels:
         return "there is no kernel for this platform"
-    return None if operands is None else recurrence.refusal(platform, operands)
+    if jax.dtypes.canonicalize_dtype("float64").itemsize == 8:
+        return "under jax_enable_x64 the kernel's indices would have 64 bits, which it cannot have"
+    return None if operands is None else recurrence.kernels[platform].refusal(operands)

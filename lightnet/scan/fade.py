@@ -9,7 +9,7 @@ from lightnet.typing import Array
 NEAR = 1 / 256
 
 
-def fade(log_decay: Array, h: Array, b: Array | float = 0.0) -> Array:
+def fade(log_decay: Array, h: Array, b: Array | None = None) -> Array:
     """exp(log_decay) h + b, next to 1 as h + ((exp(log_decay) - 1) h + b).
 
     A decay next to 1 is rounded by up to 3e-8 in float32. Where it is the same at every token so is its rounding, and
@@ -19,7 +19,7 @@ def fade(log_decay: Array, h: Array, b: Array | float = 0.0) -> Array:
     Args:
         log_decay: at most 0, but for a state that grows. -inf is exact, but not for automatic differentiation.
         h: the state.
-        b: what is added.
+        b: what is added; None is nothing.
 
     Returns:
         The sum, in their common shape.
@@ -30,8 +30,13 @@ def fade(log_decay: Array, h: Array, b: Array | float = 0.0) -> Array:
         >>> fade(jnp.float32(-jnp.inf), jnp.float32(1e30), jnp.float32(2.0)).item()
         2.0
     """
+
+    def plus(x: Array) -> Array:
+        return x if b is None else x + b
+
     if log_decay.dtype != jnp.float32:
-        return jnp.exp(log_decay) * h + b
-    near = jnp.abs(log_decay) < NEAR
-    rest = jnp.where(near, log_decay * (1 + 0.5 * log_decay), jnp.exp(log_decay))
-    return jnp.where(near, h, 0) + (rest * h + b)
+        return plus(jnp.exp(log_decay) * h)
+    square = log_decay * log_decay
+    near = square < NEAR**2
+    rest = jnp.where(near, log_decay + 0.5 * square, jnp.exp(log_decay))
+    return jnp.where(near, h, 0) + plus(rest * h)

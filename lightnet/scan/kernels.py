@@ -1,5 +1,6 @@
-"""What the kernels of several recurrences share: flags of tokens, heads that fill rows of 128, products of matrices."""
+"""What kernels of several recurrences share: flags, derivatives, heads that fill rows of 128, products of matrices."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lightnet.scan.recurrence import Tokens
+from lightnet.scan.recurrence import Tokens, mapped_alike
 from lightnet.typing import Array
 
 KEEP, REAL = 1, 2  # bits of a token's flag
@@ -42,7 +43,7 @@ def flags_of(tokens: Tokens, batch: int, length: int, padded: int) -> Array | No
     return jnp.pad(flags, ((0, 0), (0, padded - length)), constant_values=KEEP)
 
 
-def heads_of_program(heads: int, groups: int, key: int, value: int, wanted: int) -> int | None:
+def heads_of_program(heads: int, groups: int, key: int, value: int, wanted: int, *, joint: bool = False) -> int | None:
     """How many heads a program takes: next to `wanted`, in rows of 128 numbers or whole arrays.
 
     Args:
@@ -51,6 +52,7 @@ def heads_of_program(heads: int, groups: int, key: int, value: int, wanted: int)
         key: size of a query and a key.
         value: size of a value.
         wanted: at most so many if possible.
+        joint: whether a program that has a part of a group makes one gradient of its key, beside those of the others.
 
     Returns:
         The number; None if it would be more than `MOST_HEADS`.
@@ -58,15 +60,91 @@ def heads_of_program(heads: int, groups: int, key: int, value: int, wanted: int)
     Example:
         >>> heads_of_program(8, 8, 128, 128, 4), heads_of_program(3, 3, 5, 6, 1), heads_of_program(9, 9, 64, 64, 4)
         (4, 3, None)
+        >>> heads_of_program(8, 1, 64, 64, 4), heads_of_program(8, 1, 64, 64, 4, joint=True)
+        (4, 8)
     """
     members = heads // groups
 
     def fits(some: int) -> bool:
         whole = heads % some == 0 and (some % members == 0 or members % some == 0)
-        parts = ((some, key, heads), (some, value, heads), (max(some // members, 1), key, groups))
+        whole_groups = 0 if joint and some < members else groups
+        parts = ((some, key, heads), (some, value, heads), (max(some // members, 1), key, whole_groups))
         return whole and all(n * size % LANES == 0 or n == every for n, size, every in parts)
 
     return next((n for n in (*range(wanted, 0, -1), *range(wanted + 1, MOST_HEADS + 1)) if fits(n)), None)
+
+
+def traced_once(function: Callable, static: tuple[int, ...]) -> Callable:
+    """A function that runs a kernel, traced once for all arguments of the same shapes and the same static ones.
+
+    A program for any platform holds what its kernels for others would do, and unrolled loops take long to trace.
+
+    Example:
+        >>> float(traced_once(lambda x, times: x * times, (1,))(jnp.ones(()), 3))
+        3.0
+    """
+
+    def kernel(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return jax.jit(kernel, static_argnums=static, inline=True)
+
+
+def differentiable(forward: Callable, backward: Callable, xla: Callable) -> Callable:
+    """A recurrence by kernels in both directions, and by XLA's form where it is differentiated twice.
+
+    Args:
+        forward: (operands, initial state, tokens, store, interpret) -> (outputs, last state, [the states that enter the
+            blocks] if they are stored, else []).
+        backward: (operands, cotangents of outputs and last state, tokens, the states that enter, interpret) ->
+            gradients of the operands and of the initial state.
+        xla: (operands, initial state, tokens) -> (outputs, last state).
+
+    Returns:
+        (operands, initial state, tokens, interpret) -> (outputs, last state).
+    """
+
+    forward, backward = traced_once(forward, (3, 4)), traced_once(backward, (4,))
+
+    @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+    def scan(operands: Any, initial_state: Array, tokens: Tokens, interpret: bool, store: bool) -> Any:
+        *found, entered = forward(operands, initial_state, tokens, store, interpret)
+        return *mapped_alike(found, (operands, tokens, initial_state)), entered
+
+    def scan_forward(operands: Any, initial_state: Array, tokens: Tokens, interpret: bool, store: bool) -> Any:
+        y, final, entered = scan(operands, initial_state, tokens, interpret, True)
+        return (y, final, entered if store else []), (operands, initial_state, tokens, entered)
+
+    def scan_backward(interpret: bool, store: bool, residuals: Any, cotangents: Any) -> Any:
+        operands, initial_state, tokens, entered = residuals
+        return *gradient(operands, initial_state, cotangents[:2], tokens, entered, interpret), None
+
+    @partial(jax.custom_vjp, nondiff_argnums=(5,))
+    def gradient(
+        operands: Any, initial_state: Array, cotangents: Any, tokens: Tokens, entered: Any, interpret: bool
+    ) -> Any:
+        return backward(operands, cotangents, tokens, entered[0], interpret)
+
+    def gradient_forward(*given: Any) -> Any:
+        return gradient(*given), given[:5]
+
+    def gradient_backward(interpret: bool, residuals: Any, bars: Any) -> Any:
+        """The states that enter are a function of the others."""
+        operands, initial_state, cotangents, tokens, entered = residuals
+
+        def of_xla(operands: Any, initial_state: Array, cotangents: Any) -> Any:
+            return jax.vjp(lambda x, state: xla(x, state, tokens), operands, initial_state)[1](cotangents)
+
+        pulled = jax.vjp(of_xla, operands, initial_state, cotangents)[1](bars)
+        return *pulled, None, jax.tree.map(jnp.zeros_like, entered)
+
+    scan.defvjp(scan_forward, scan_backward)
+    gradient.defvjp(gradient_forward, gradient_backward)
+
+    def without_entered(operands: Any, initial_state: Array, tokens: Tokens, interpret: bool) -> tuple[Any, Array]:
+        return scan(operands, initial_state, tokens, interpret, False)[:2]
+
+    return without_entered
 
 
 def flat(x: Array) -> Array:

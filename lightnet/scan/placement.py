@@ -73,6 +73,34 @@ def placement(axes: Axes, operands: Any) -> Placement | None:
     return Placement(names, parts, lengths, frozenset(manual), manual != set(sizes))
 
 
+def spread(x: Array, letters: str) -> Array:
+    """The array laid over the automatic axes of the mesh as the table says, for the compiler to go on from.
+
+    Without it the compiler may choose to compute the whole sequence on every device. Axes that do not divide stay
+    whole, and so do those whose letter is not in the table.
+
+    Args:
+        x: such as activations (B, L, W).
+        letters: of its axes.
+
+    Returns:
+        The array.
+
+    Example:
+        >>> spread(jnp.zeros((1, 2, 3)), "B L W").shape
+        (1, 2, 3)
+    """
+    mesh, kinds = jax.sharding.get_abstract_mesh(), axis_types()
+    sizes = {name: mesh.shape[name] for name, kind in kinds.items() if kind == AxisType.Auto}
+    if all(size == 1 for size in sizes.values()):
+        return x
+    names = [
+        _divisors(letter, size, sizes, whole=True) if letter in MESH_AXES else ()
+        for letter, size in zip(letters.split(), x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(axes or None for axes in names)))
+
+
 def enough_groups(letters: Any, operands: Any, placed: Placement) -> Any:
     """Groups of heads repeated so that each device has whole ones; a single group is everyone's."""
     if placed.lengths.get("G", 1) == 1 or placed.parts["H"] == 1:
@@ -128,10 +156,13 @@ def pairs(letters: Any, arrays: Any) -> list[tuple[Any, list[str]]]:
     return found
 
 
-def _divisors(letter: str, length: int, sizes: dict[str, int]) -> tuple[str, ...]:
-    """The axes of the mesh for a letter, without the last ones while the length is not a multiple."""
+def _divisors(letter: str, length: int, sizes: dict[str, int], whole: bool = False) -> tuple[str, ...]:
+    """The axes of the mesh for a letter, without the last ones while the length is not a multiple.
+
+    A sequence need not be one, unless `whole`: it is padded.
+    """
     names = tuple(name for name in MESH_AXES[letter] if name in sizes)
-    if letter == "L":
+    if letter == "L" and not whole:
         return names if length >= math.prod(sizes[name] for name in names) else ()
     while length % math.prod(sizes[name] for name in names):
         names = names[:-1]

@@ -41,6 +41,21 @@ class Axes(NamedTuple):
     output: str
 
 
+class Kernel(NamedTuple):
+    """An implementation for one platform.
+
+    Attributes:
+        run: called like the others.
+        refusal: operands -> why it cannot run these, or None.
+        timed: whether `implementation=None` runs it; if not, since no measured table says yet that it is faster than
+            `xla`, it runs only where `implementation="pallas"` asks for it.
+    """
+
+    run: Callable
+    refusal: Callable[[Any], str | None]
+    timed: bool = True
+
+
 def _without_a_state(*_: Any, **__: Any) -> Any:
     raise TypeError("this function has no order, and so neither states nor summaries")
 
@@ -59,7 +74,6 @@ class Recurrence:
         reference: sequential, one `lax.scan`: the definition.
         xla: fast on any platform.
         kernels: platform ("tpu", "cuda") -> Pallas kernel.
-        refusal: (platform, operands) -> why its kernel cannot run these, or None.
         summary: (operands, tokens) -> what a stretch of the sequence does to the state that enters it.
         combine: (earlier, later) -> summary of both stretches; associative.
         enter: (summary, state) -> the state behind the stretch.
@@ -71,8 +85,7 @@ class Recurrence:
     axes: Axes
     reference: Callable
     xla: Callable
-    kernels: Mapping[str, Callable] = field(default_factory=lambda: MappingProxyType({}))
-    refusal: Callable[[str, Any], str | None] = lambda platform, operands: None
+    kernels: Mapping[str, Kernel] = field(default_factory=lambda: MappingProxyType({}))
     summary: Callable = _without_a_state
     combine: Callable = _without_a_state
     enter: Callable = _without_a_state

@@ -5,17 +5,16 @@ from numbers import Integral
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from lightnet.scan.additive import order_free_gpu, order_free_tpu, pallas_gpu, pallas_tpu
 from lightnet.scan.additive.chunk import AdditiveState, AdditiveSummary, combine, enter, merge
 from lightnet.scan.additive.compensated import Remainder, compensated_enter, compensated_update
 from lightnet.scan.additive.order_free import global_split, global_xla
-from lightnet.scan.additive.order_free_tpu import global_refusal, global_tpu
-from lightnet.scan.additive.pallas_tpu import additive_tpu, refusal
 from lightnet.scan.additive.reference import additive_reference, additive_update, global_reference
 from lightnet.scan.additive.xla import additive_xla, summary
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, got, known
 from lightnet.scan.dispatch import dispatch
 from lightnet.scan.mesh import lie
-from lightnet.scan.recurrence import Axes, Recurrence, Tokens, check_state, only_real, state_dtype, tokens_of
+from lightnet.scan.recurrence import Axes, Kernel, Recurrence, Tokens, check_state, only_real, state_dtype, tokens_of
 from lightnet.segments import run_index
 from lightnet.typing import Array
 
@@ -39,8 +38,10 @@ ADDITIVE = Recurrence(
     Axes(_OPERANDS, AdditiveState._make(("B H K", "B H K", "B H K V")), "B L H V"),
     additive_reference,
     additive_xla,
-    kernels={"tpu": additive_tpu},
-    refusal=refusal,
+    kernels={
+        "tpu": Kernel(pallas_tpu.additive_tpu, pallas_tpu.refusal),
+        "cuda": Kernel(pallas_gpu.additive_gpu, pallas_gpu.refusal, timed=False),
+    },
     summary=summary,
     combine=combine,
     enter=enter,
@@ -50,8 +51,10 @@ ADDITIVE_GLOBAL = Recurrence(
     Axes((*_OPERANDS, "B L"), None, "B L H V"),
     global_reference,
     global_xla,
-    kernels={"tpu": global_tpu},
-    refusal=global_refusal,
+    kernels={
+        "tpu": Kernel(order_free_tpu.global_tpu, order_free_tpu.refusal),
+        "cuda": Kernel(order_free_gpu.global_gpu, order_free_gpu.refusal, timed=False),
+    },
     split=global_split,
 )
 

@@ -5,13 +5,14 @@ three. So one function serves forward and backward: the gradient of each is such
 gradient of the output.
 """
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lightnet.scan.additive.chunk import add, dot, finite, repeat
+from lightnet.scan.additive.chunk import AdditiveState, add, dot, finite, repeat
 from lightnet.scan.recurrence import Tokens, state_dtype
 from lightnet.typing import Array
 
@@ -71,6 +72,58 @@ def _prepared(operands: Operands, tokens: Tokens, num_segments: int) -> Operands
     if runs is not None:
         logits = jnp.where((runs < num_segments)[..., None, None], logits, -jnp.inf)
     return q, logits, v, None if factor is None else factor.astype(dtype), runs
+
+
+def absorb(state: AdditiveState, logits: Array, plus_product: Callable[[Array, Array], Array]) -> AdditiveState:
+    """The state of one head behind more tokens, in any order: a step of a softmax over the sequence.
+
+    Args:
+        state: maximum (K,), total (K,) and state (K, V) of the tokens so far.
+        logits: (K, C), of C more tokens.
+        plus_product: (sums (K, V), keys (K, C)) -> the sums and the product of the keys and the tokens' values.
+
+    Example:
+        >>> empty = AdditiveState(jnp.full(1, -jnp.inf), jnp.zeros(1), jnp.zeros((1, 1)))
+        >>> v = jnp.array([[1.0], [3.0]])
+        >>> behind = absorb(empty, jnp.zeros((1, 2)), lambda sums, keys: sums + keys @ v)
+        >>> behind.total.item(), behind.state.item()
+        (2.0, 4.0)
+    """
+    maximum = jnp.maximum(state.maximum, logits.max(axis=1))
+    reference = finite(maximum)
+    keys = jnp.exp(logits - lax.broadcast_in_dim(reference, logits.shape, [0]))
+    decay = jnp.exp(state.maximum - reference)
+    stays = lax.broadcast_in_dim(decay, state.state.shape, [0]) * state.state
+    return AdditiveState(maximum, decay * state.total + keys.sum(axis=1), plus_product(stays, keys))
+
+
+def together(parts: AdditiveState) -> AdditiveState:
+    """The state of many stretches, which lie side by side in the third axis.
+
+    Example:
+        >>> two = AdditiveState(jnp.zeros((1, 1, 2, 1)), jnp.ones((1, 1, 2, 1)), jnp.ones((1, 1, 2, 1, 1)))
+        >>> together(two).total.item()
+        2.0
+    """
+    maximum = parts.maximum.max(axis=2)
+    weights = jnp.exp(parts.maximum - finite(maximum)[:, :, None])
+    total = (weights * parts.total).sum(axis=2)
+    return AdditiveState(maximum, total, (weights[..., None] * parts.state).sum(axis=2))
+
+
+def second_order(
+    operands: Any, tokens: Tokens, do: Array, bars: Any, *, runs: Array | None = None, num_segments: int = 1
+) -> tuple[Any, Array]:
+    """Derivatives of the gradient of `global_xla`, for kernels: of operands, three or with a factor, and of `do`."""
+
+    def gradient(operands: Any, do: Array) -> Any:
+        function: Any = lambda *x: global_xla(  # noqa: E731
+            (*x, *[None] * (4 - len(x)), runs), None, tokens, num_segments=num_segments
+        )
+        o, pull = jax.vjp(function, *operands)
+        return pull(do.astype(o.dtype))
+
+    return jax.vjp(gradient, operands, do)[1](bars)
 
 
 @jax.custom_vjp

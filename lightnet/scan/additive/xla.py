@@ -133,7 +133,7 @@ def _scan_backward(chunk: int, residuals: Any, cotangents: tuple[Array, Additive
     zeros = (q, logits.astype(dtype), *others)
     total_bar, state_bar, gradients = lax.fori_loop(0, count, step, (final_bar.total, final_bar.state, zeros))
     logits_bar, maximum_bar = _through_maximum(operands[1], gradients[1], initial_state, tokens, final, final_bar)
-    maximum_bar += _unit(initial_state, total_bar, state_bar)
+    maximum_bar += unit(initial_state, total_bar, state_bar)
     gradients = (gradients[0], logits_bar.astype(logits.dtype), *gradients[2:])
     return gradients, AdditiveState(maximum_bar, total_bar, state_bar), None
 
@@ -181,6 +181,27 @@ def _backward(
     )
 
 
+def share_of_maximum(
+    logits: Array, initial_state: AdditiveState, tokens: Tokens, final: AdditiveState, bar: AdditiveState
+) -> tuple[Array, Array]:
+    """What reaches each logit that attains the final maximum through it, and whether the initial maximum does.
+
+    The loop holds maxima fixed. The final one is the unit of final total and state, and an output by itself; its
+    gradient belongs to whatever attains it, and vanishes where the final state is used as a state or not at all.
+
+    Returns:
+        (B, H, K) each.
+    """
+    total_bar = bar.maximum - unit(final, bar.total, bar.state)
+    whole = jnp.ones(1, bool) if tokens.keep is None else tokens.keep.all(axis=1)
+    from_start = whole[:, None, None] & (initial_state.maximum == final.maximum)
+
+    def shared(total_bar: Array) -> Array:
+        return total_bar / jnp.maximum(_attains(logits, tokens, final).sum(axis=1) + from_start, 1)
+
+    return lax.cond(jnp.any(total_bar != 0), shared, lambda total_bar: total_bar, total_bar), from_start
+
+
 def _through_maximum(
     logits: Array,
     logits_bar: Array,
@@ -189,29 +210,25 @@ def _through_maximum(
     final: AdditiveState,
     bar: AdditiveState,
 ) -> tuple[Array, Array]:
-    """Add what reaches the logits, and the initial maximum, through the final maximum.
+    """Add what reaches the logits, and the initial maximum, through the final maximum."""
+    share, from_start = share_of_maximum(logits, initial_state, tokens, final, bar)
 
-    The loop holds maxima fixed. The final one is the unit of final total and state, and an output by itself; its
-    gradient belongs to whatever attains it, and vanishes where the final state is used as a state or not at all.
-    """
-    total_bar = bar.maximum - _unit(final, bar.total, bar.state)
-    if tokens.keep is None:
-        last, whole = jnp.ones((1, 1), bool), jnp.ones(1, bool)
-    else:
-        last, whole = _of_last_run(tokens.keep), tokens.keep.all(axis=1)
-    from_start = whole[:, None, None] & (initial_state.maximum == final.maximum)
+    def spread(logits_bar: Array) -> Array:
+        return logits_bar + jnp.where(_attains(logits, tokens, final), share[:, None], 0).astype(logits_bar.dtype)
 
-    def spread(logits_bar: Array) -> tuple[Array, Array]:
-        attains = last[..., None, None] & (logits == final.maximum[:, None])
-        share = total_bar / jnp.maximum(attains.sum(axis=1) + from_start, 1)
-        added = jnp.where(attains, share[:, None], 0).astype(logits_bar.dtype)
-        return logits_bar + added, jnp.where(from_start, share, 0)
-
-    nothing = jnp.zeros_like(total_bar)
-    return lax.cond(jnp.any(total_bar != 0), spread, lambda logits_bar: (logits_bar, nothing), logits_bar)
+    spread_over = lax.cond(jnp.any(share != 0), spread, lambda logits_bar: logits_bar, logits_bar)
+    return spread_over, jnp.where(from_start, share, 0)
 
 
-def _unit(state: AdditiveState, total_bar: Array, state_bar: Array) -> Array:
+def _attains(logits: Array, tokens: Tokens, final: AdditiveState) -> Array:
+    """(B, L, H, K), true at the tokens of the last run whose logit is the final maximum."""
+    attains = logits == final.maximum[:, None]
+    for flag in (None if tokens.keep is None else _of_last_run(tokens.keep), tokens.real):
+        attains = attains if flag is None else attains & flag[..., None, None]
+    return attains
+
+
+def unit(state: AdditiveState, total_bar: Array, state_bar: Array) -> Array:
     """Gradient with respect to the maximum of a state whose total and inner state are in units of exp(-maximum)."""
     factors = state.state.shape[-2] // state.total.shape[-1]
     return state.total * total_bar + add((state.state * state_bar).sum(axis=-1), factors)

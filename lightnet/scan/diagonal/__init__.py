@@ -1,12 +1,15 @@
 """Diagonal state space model: each channel has states of its own, with the same coefficients at every token."""
 
+import jax.numpy as jnp
+
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token
-from lightnet.scan.diagonal.chunk import Diagonal, advance, read
+from lightnet.scan.diagonal.chunk import Diagonal, advance, real_products, sum_over_states
+from lightnet.scan.diagonal.pallas_tpu import diagonal_tpu, refusal
 from lightnet.scan.diagonal.reference import diagonal_reference
-from lightnet.scan.diagonal.xla import diagonal_xla, summary
+from lightnet.scan.diagonal.xla import diagonal_xla, summary, weights_of
 from lightnet.scan.dispatch import dispatch
 from lightnet.scan.linear.chunk import combine, enter
-from lightnet.scan.recurrence import Axes, Recurrence, check_state, only_real, state_dtype, tokens_of
+from lightnet.scan.recurrence import Axes, Kernel, Recurrence, check_state, only_real, state_dtype, tokens_of
 from lightnet.typing import Array
 
 DIAGONAL = Recurrence(
@@ -14,6 +17,7 @@ DIAGONAL = Recurrence(
     Axes(Diagonal._make(("B L D", "D N", "D N", "D N")), "B D N", "B L D"),
     diagonal_reference,
     diagonal_xla,
+    kernels={"tpu": Kernel(diagonal_tpu, refusal)},
     summary=summary,
     combine=combine,
     enter=enter,
@@ -99,9 +103,9 @@ def diagonal_step(x: ArrayInput, a: ArrayInput, b: ArrayInput, c: ArrayInput, st
     sizes = _check("B D", x, a, b, c)
     dtype = state_dtype(x, a, b, c)
     state = check_state("state", state, (sizes["B"], sizes["D"], sizes["N"]), dtype, required=True)
-    token = Diagonal(x.astype(dtype), *(v.astype(dtype).T[None] for v in (a, b, c)))
-    h = advance(state.swapaxes(1, 2), token)
-    return read(h, token.c).astype(x.dtype), h.swapaxes(1, 2)
+    weights = weights_of(Diagonal(x, a, b, c), dtype)
+    (h,) = advance((state.swapaxes(1, 2),), x[:, None].astype(jnp.finfo(dtype).dtype), weights)
+    return sum_over_states(real_products(weights.c, (h,)))[:, 0].astype(x.dtype), h.swapaxes(1, 2)
 
 
 def _check(axes: str, x: ArrayInput, a: ArrayInput, b: ArrayInput, c: ArrayInput) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """One token of the diagonal recurrence, forward and backward, with the states n before the channels d.
 
-Channels are last because they are many: the vector units of every platform work along the last axis.
+Channels are last because they are many: the vector units of every platform work along the last axis. Numbers are given
+as parts: as (complex array,) or (real array,), or as (real, imaginary) where a platform has no complex numbers.
 """
 
 from functools import partial
@@ -9,14 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lightnet.scan.linear.chunk import times
 from lightnet.typing import Array
+
+Parts = tuple[Array, ...]
 
 
 class Diagonal(NamedTuple):
-    """The operands of `diagonal_ssm`, or those of one token.
-
-    For one token, without the axis L, all are in the precision of the state and a, b, c are turned, (1, N, D).
-    """
+    """The operands of `diagonal_ssm`."""
 
     x: Array
     a: Array
@@ -24,34 +25,54 @@ class Diagonal(NamedTuple):
     c: Array
 
 
-def read(h: Array, weights: Array) -> Array:
-    """Re sum_n weights[n, d] h[n, d], (B, D). The sum is a product of matrices, faster than XLA's own on a CPU."""
-    terms = jnp.real(weights * h)
-    return jnp.einsum("n,bnd->bd", jnp.ones(h.shape[1], terms.dtype), terms, precision=jax.lax.Precision.HIGHEST)
+class Weights(NamedTuple):
+    """What does not depend on the token, in the precision of the state, (1, N, D) or (N, D)."""
+
+    a: Parts
+    b: Parts
+    c: Parts
 
 
-def advance(h: Array, token: Diagonal) -> Array:
-    """The state (B, N, D) behind a token that finds the state h."""
-    return token.a * h + token.b * token.x[:, None]
+def real_products(weights: Parts, h: Parts) -> Array:
+    """Re(weights h)."""
+    if len(h) == 1:
+        return jnp.real(weights[0] * h[0])
+    return weights[0] * h[0] - weights[1] * h[1]
 
 
-def retreat(before: Array, token: Diagonal, dy: Array, dh: Array) -> tuple[Array, Diagonal]:
-    """The gradients of one token.
+def sum_over_states(terms: Array) -> Array:
+    """Of (B, N, D), (B, 1, D). As a product of matrices, which takes less time on a CPU than XLA's own sum."""
+    ones = jnp.ones(terms.shape[1], terms.dtype)
+    return jnp.einsum("n,bnd->bd", ones, terms, precision=jax.lax.Precision.HIGHEST)[:, None]
+
+
+def advance(h: Parts, x: Array, weights: Weights) -> Parts:
+    """The state (B, N, D) behind a token x (B, 1, D) that finds the state h."""
+    return tuple(part + b * x for part, b in zip(times(weights.a, h), weights.b, strict=True))
+
+
+def retreat(before: Parts, x: Array, weights: Weights, dy: Array, dh: Parts) -> tuple[Parts, Array, Parts, Parts]:
+    """The gradients of one token, but for c's, which is `of_readout`.
 
     Args:
         before: the state that the token finds, (B, N, D).
-        token: its operands.
-        dy: cotangent of its output, (B, D), real.
+        x: its input, (B, 1, D).
+        weights: at every token.
+        dy: cotangent of its output, (B, 1, D), real.
         dh: cotangent of the state behind it, (B, N, D).
 
     Returns:
-        Cotangents of `before` and of the operands, as JAX defines them of complex numbers: nothing is conjugated. Those
-        of a, b and c are (B, N, D), not summed over the batch.
+        Cotangents of `before`; of x, not summed over the states; of a and of b, not summed over the batch. They are
+        what JAX defines of complex numbers: nothing is conjugated.
     """
-    dy = dy[:, None]
-    dh = dh + token.c * dy
-    gradients = Diagonal(read(dh, token.b), dh * before, dh * token.x[:, None], advance(before, token) * dy)
-    return token.a * dh, gradients
+    dh = tuple(part + c * dy for part, c in zip(dh, weights.c, strict=True))
+    da, db = times(dh, before), tuple(part * x for part in dh)
+    return times(weights.a, dh), real_products(weights.b, dh), da, db
+
+
+def of_readout(after: Parts, dy: Array) -> Parts:
+    """Cotangent of c, not summed over the batch, of the state behind a token and the cotangent of its output."""
+    return tuple(part * dy for part in after)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

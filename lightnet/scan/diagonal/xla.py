@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lightnet.scan.diagonal.chunk import Diagonal, advance, power, read, retreat
+from lightnet.scan.diagonal.chunk import (
+    Diagonal,
+    Weights,
+    advance,
+    of_readout,
+    power,
+    real_products,
+    retreat,
+    sum_over_states,
+)
 from lightnet.scan.linear.chunk import LinearSummary
 from lightnet.scan.loop import CHUNK, kept, over_chunks, put, take
 from lightnet.scan.recurrence import Tokens, mapped_alike, state_dtype
@@ -43,15 +52,15 @@ def _scan(operands: Diagonal, initial_state: Array, tokens: Tokens) -> tuple[Arr
 
 def _forward(operands: Diagonal, initial_state: Array, tokens: Tokens) -> Any:
     length, dtype = operands.x.shape[1], initial_state.dtype
-    turned = _turned(operands, dtype)
+    x, weights = operands.x, weights_of(operands, dtype)
 
     def chunk(start: Any, size: int, carry: Any) -> Any:
         h, y, entered = carry
 
         def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             h, y = carry
-            h = _next(h, turned, tokens, start + i)
-            return h, put(y, read(h, turned.c), start + i)
+            h = _next(h, x, weights, tokens, start + i)
+            return h, put(y, sum_over_states(real_products(weights.c, (h,)))[:, 0], start + i)
 
         entered = put(entered, h, start // CHUNK)
         return *lax.fori_loop(0, size, step, (h, y)), entered
@@ -66,23 +75,25 @@ def _backward(residuals: Any, cotangents: tuple[Array, Array]) -> Any:
     operands, tokens, entered = residuals
     dy, dfinal = cotangents
     length, dtype = operands.x.shape[1], dfinal.dtype
-    turned = _turned(operands, dtype)
+    x, weights = operands.x, weights_of(operands, dtype)
 
     def chunk(start: Any, size: int, carry: Any) -> Any:
         dh, dx, total = carry
 
         def again(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             h, found = carry
-            return _next(h, turned, tokens, start + i), put(found, kept(tokens.keep, h, start + i), i)
+            return _next(h, x, weights, tokens, start + i), put(found, kept(tokens.keep, h, start + i), i)
 
         def step(i: Array, carry: Any) -> Any:
             i, (dh, dx, part) = size - 1 - i, carry
             t = start + i
+            found, token, out = (take(before, i),), _input(x, t, weights), take(dy, t)[:, None]
+            dc = of_readout(advance(found, token, weights), out)
             # At a masked token dy is 0, and what is behind it goes to what is before it untouched.
-            dbefore, found = retreat(take(before, i), _token(turned, t), take(dy, t), kept(tokens.real, dh, t))
+            (dbefore,), terms, da, db = retreat(found, token, weights, out, (kept(tokens.real, dh, t),))
             dbefore = _pass(tokens, t, kept(tokens.keep, dbefore, t), dh)
-            part = jax.tree.map(jnp.add, part, tuple(found[1:]))
-            return dbefore, put(dx, found.x, t), part
+            part = jax.tree.map(jnp.add, part, Weights(da, db, dc))
+            return dbefore, put(dx, sum_over_states(terms)[:, 0], t), part
 
         shape = (dfinal.shape[0], size, *dfinal.shape[1:])
         before = lax.fori_loop(0, size, again, (take(entered, start // CHUNK), jnp.zeros(shape, dtype)))[1]
@@ -91,28 +102,29 @@ def _backward(residuals: Any, cotangents: tuple[Array, Array]) -> Any:
         # Summed within a chunk first: over a long sequence the rounding of one running sum would show.
         return dh, dx, jax.tree.map(jnp.add, total, part)
 
-    total = (jnp.zeros_like(dfinal),) * 3
+    total = Weights(*((jnp.zeros_like(dfinal),),) * 3)
     dh, dx, total = over_chunks(length, chunk, (dfinal, jnp.zeros_like(operands.x), total), reverse=True)
-    weights = (_like(g.sum(axis=0).T, v) for g, v in zip(total, operands[1:], strict=True))
-    return Diagonal(dx, *weights), dh, None
+    gradients = (in_kind_of(g.sum(axis=0).T, v) for (g,), v in zip(total, operands[1:], strict=True))
+    return Diagonal(dx, *gradients), dh, None
 
 
 _scan.defvjp(_forward, _backward)
 
 
-def _turned(operands: Diagonal, dtype: Any) -> Diagonal:
-    """With a, b and c as (1, N, D) in the precision of the state, once for all tokens."""
-    return Diagonal(operands.x, *(v.astype(dtype).T[None] for v in operands[1:]))
+def weights_of(operands: Diagonal, dtype: Any) -> Weights:
+    """a, b and c as (1, N, D) in the precision of the state, once for all tokens."""
+    return Weights(*((v.astype(dtype).T[None],) for v in operands[1:]))
 
 
-def _token(turned: Diagonal, t: Any) -> Diagonal:
-    """The operands of token t, in the precision of the state."""
-    return turned._replace(x=take(turned.x, t).astype(jnp.finfo(turned.a.dtype).dtype))
+def _input(x: Array, t: Any, weights: Weights) -> Array:
+    """x at token t, (B, 1, D), in the precision of the state."""
+    return take(x, t)[:, None].astype(jnp.finfo(weights.a[0].dtype).dtype)
 
 
-def _next(h: Array, turned: Diagonal, tokens: Tokens, t: Any) -> Array:
+def _next(h: Array, x: Array, weights: Weights, tokens: Tokens, t: Any) -> Array:
     """The state behind token t."""
-    return _pass(tokens, t, advance(kept(tokens.keep, h, t), _token(turned, t)), h)
+    (after,) = advance((kept(tokens.keep, h, t),), _input(x, t, weights), weights)
+    return _pass(tokens, t, after, h)
 
 
 def _pass(tokens: Tokens, t: Any, real: Array, masked: Array) -> Array:
@@ -120,6 +132,6 @@ def _pass(tokens: Tokens, t: Any, real: Array, masked: Array) -> Array:
     return real if tokens.real is None else jnp.where(take(tokens.real, t)[:, None, None], real, masked)
 
 
-def _like(gradient: Array, operand: Array) -> Array:
+def in_kind_of(gradient: Array, operand: Array) -> Array:
     """In the dtype of the operand; the cotangent of a real number is the real part."""
     return (gradient if jnp.iscomplexobj(operand) else gradient.real).astype(operand.dtype)

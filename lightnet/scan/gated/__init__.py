@@ -5,11 +5,11 @@ from jax.lax import Precision
 
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, check_values, got
 from lightnet.scan.dispatch import dispatch
+from lightnet.scan.gated import pallas_gpu, pallas_tpu
 from lightnet.scan.gated.chunk import combine, enter
-from lightnet.scan.gated.pallas_tpu import gated_tpu, refusal
 from lightnet.scan.gated.reference import gated_reference
 from lightnet.scan.gated.xla import gated_xla, summary
-from lightnet.scan.recurrence import Axes, Recurrence, check_state, only_real, state_dtype, tokens_of
+from lightnet.scan.recurrence import Axes, Kernel, Recurrence, check_state, only_real, state_dtype, tokens_of
 from lightnet.typing import Array
 
 GATED = Recurrence(
@@ -17,8 +17,10 @@ GATED = Recurrence(
     Axes(("B L G K", "B L G K", "B L H V", "B L H K"), "B H K V", "B L H V"),
     gated_reference,
     gated_xla,
-    kernels={"tpu": gated_tpu},
-    refusal=refusal,
+    kernels={
+        "tpu": Kernel(pallas_tpu.gated_tpu, pallas_tpu.refusal),
+        "cuda": Kernel(pallas_gpu.gated_gpu, pallas_gpu.refusal, timed=False),
+    },
     summary=summary,
     combine=combine,
     enter=enter,

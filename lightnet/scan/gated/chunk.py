@@ -26,6 +26,10 @@ from lightnet.typing import Array
 
 # exp of this is 0 in every precision, and it stays finite when it is multiplied by 0.
 LOG_ZERO = -1e4
+# So is that of a sum that contains this; multiples of 1 / FINE down to it add up exactly in float32, 256 of them.
+LEAST, FINE = -128.0, 256.0
+
+TwoParts = Array | tuple[Array, Array]
 
 
 class GatedSummary(NamedTuple):
@@ -142,9 +146,27 @@ def tree_scores(q: Array, k: Array, factors: list[tuple[Array, Array]]) -> Array
     row, column = _rows_and_columns(q.ndim, q.shape[-2], q.shape[-2])
     scores = jnp.where(row == column, (q * k).sum(axis=-1, keepdims=True), 0)
     for level, (start, end) in enumerate(factors[:-1]):
-        meet = (row >> level == (column >> level) + 1) & ((column >> level) % 2 == 0)
-        scores = scores + jnp.where(meet, _matmul(q * start, (k * end).mT), 0)
+        scores = scores + jnp.where(meet(row, column, 1 << level), _matmul(q * start, (k * end).mT), 0)
     return scores
+
+
+def meet(row: Array, column: Array, span: int | Array) -> Array:
+    """Whether row and column are in the second and in the first half of the same block of 2 span tokens."""
+    same = (row & -2 * span) == (column & -2 * span)
+    return same & ((row & span) != 0) & ((column & span) == 0)
+
+
+def adds(row: Array, column: Array, span: int | Array) -> Array:
+    """Whether, where both `meet`, the log decay of the column's token is among those that scale the row's.
+
+    A token in a second half is scaled by the decays from the first of that half to its own, one in a first half by
+    those behind its own until the last of that half.
+
+    Example:
+        >>> adds(jnp.arange(4)[:, None], jnp.arange(4)[None], 2).astype(int).tolist()
+        [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    """
+    return ((row & -span) == (column & -span)) & ((column <= row) == ((row & span) != 0))
 
 
 def decay_products(log_decay: Array) -> Array:
@@ -169,6 +191,47 @@ def decay_products(log_decay: Array) -> Array:
     row, origin = _rows_and_columns(log_decay.ndim, length, length + 1)
     since = jnp.where(origin <= row, jnp.maximum(log_decay, LOG_ZERO), 0)
     return jnp.exp(jnp.where(origin <= row + 1, _matmul(until, since), -jnp.inf))
+
+
+def split_sums(log_decay: Array) -> Array:
+    """Sums of log decays from the first token to each, in two parts whose differences keep what the sums would lose.
+
+    The first part is a sum of multiples of 1 / `FINE`, exact in float32, as its differences are; the second has what
+    is missing, at most 1 / 512 per token. So 0 and strong decays, which are `LEAST` here, do no harm behind them.
+
+    Args:
+        log_decay: (..., C), C at most 256.
+
+    Returns:
+        (..., 2, C).
+
+    Example:
+        >>> split_sums(jnp.array([-jnp.inf, -0.501, -0.5])).tolist()[0]
+        [-128.0, -128.5, -129.0]
+    """
+    bounded = jnp.maximum(log_decay, LEAST)
+    coarse = jnp.round(bounded * FINE) / FINE
+    return jnp.stack([jnp.cumsum(x, axis=-1) for x in (coarse, bounded - coarse)], axis=-2)
+
+
+def weights(row: TwoParts, column: TwoParts, causal: Array) -> Array:
+    """Products of decays behind the token of a column until that of a row, as in `decay_products`, or 0.
+
+    Args:
+        row: the parts of `split_sums`, along rows.
+        column: the same along columns.
+        causal: whether the row's token is not before that of the column.
+
+    Returns:
+        A matrix.
+
+    Example:
+        >>> sums = split_sums(jnp.log(jnp.array([0.5, 0.25])))
+        >>> weights(sums[:, :, None], sums[:, None], jnp.array([[True, False], [True, True]])).tolist()
+        [[1.0, 0.0], [0.25, 1.0]]
+    """
+    log_product = (row[0] - column[0]) + (row[1] - column[1])
+    return jnp.exp(jnp.where(causal, jnp.minimum(log_product, 0.0), -jnp.inf))
 
 
 def _past(log_decay: Array, state: Array, added: Array) -> Array:

@@ -4,6 +4,8 @@ The tree of products of `lightnet.scan.gated.chunk`, on lists of tiles (8, K). W
 by a rotation; from 8 tokens on, the total of a block is the same in every row of a tile, so that a level is two
 products of whole tiles, and only the rows of the second halves enter its matrix product.
 
+Every phase is made for all heads that are given before the next one, so that they fill each other's waits.
+
 All functions are differentiable in place: matrix products and rotations state their own transposes, which are such
 products and rotations again. Matrix products round their factors to bfloat16 (`half`), or are exact to float32.
 The state is transposed, (V, K): so its decays lie along a row.
@@ -18,7 +20,7 @@ from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
 from lightnet.scan.fade import fade
-from lightnet.scan.gated.chunk import LOG_ZERO
+from lightnet.scan.gated.chunk import LOG_ZERO, meet
 from lightnet.scan.kernels import matmul
 from lightnet.typing import Array
 
@@ -41,9 +43,9 @@ class Products(NamedTuple):
 
 
 def output_and_state(
-    q: Tiles, k: Tiles, v: Array, log_decay: Tiles, state: Array, *, half: bool
-) -> tuple[Array, Array]:
-    """Outputs (C, V) of one chunk and the state (V, K) behind it.
+    q: list[Tiles], k: list[Tiles], v: list[Array], log_decay: list[Tiles], state: list[Array], *, half: bool
+) -> tuple[list[Array], list[Array]]:
+    """Outputs (C, V) of one chunk and the states (V, K) behind it, for each head.
 
     Args:
         q: C / 8 tiles (8, K) of queries, a power of two of them.
@@ -53,14 +55,25 @@ def output_and_state(
         state: (V, K) before the chunk.
         half: round the factors of matrix products to bfloat16.
     """
-    scores, products = _scores(q, k, log_decay, half)
-    o = matmul(_joined(scores), v, "nn", half)
-    o += matmul(_joined([x * y for x, y in zip(q, products.start, strict=True)]), state, "nt", half)
-    return o, _past(k, v, log_decay, products, state, half)
+    scored = [_scores(*x, half) for x in zip(q, k, log_decay, strict=True)]
+    over_chunk = [products for _, products in scored]
+    now = [matmul(_joined(scores), x, "nn", half) for (scores, _), x in zip(scored, v, strict=True)]
+    past = [
+        matmul(_joined([x * y for x, y in zip(tiles, products.start, strict=True)]), before, "nt", half)
+        for tiles, products, before in zip(q, over_chunk, state, strict=True)
+    ]
+    after = [_past(*x, half) for x in zip(k, v, log_decay, over_chunk, state, strict=True)]
+    return [x + y for x, y in zip(now, past, strict=True)], after
 
 
-def state_behind(k: Tiles, v: Array, log_decay: Tiles, state: Array, *, half: bool) -> Array:
-    """The state alone."""
+def state_behind(
+    k: list[Tiles], v: list[Array], log_decay: list[Tiles], state: list[Array], *, half: bool
+) -> list[Array]:
+    """The states alone."""
+    return [_state(*x, half) for x in zip(k, v, log_decay, state, strict=True)]
+
+
+def _state(k: Tiles, v: Array, log_decay: Tiles, state: Array, half: bool) -> Array:
     products, span = _single(log_decay), 1
     while span < len(k) * ROWS:
         products, span = _doubled(products, span), 2 * span
@@ -88,15 +101,9 @@ def _scores(q: Tiles, k: Tiles, log_decay: Tiles, half: bool) -> tuple[Tiles, Pr
         later = [q[i] * products.start[i] for i in second]
         earlier = [k[i] * products.end[i] if i in first else jnp.zeros_like(k[i]) for i in range(count)]
         for i, part in zip(second, _split(matmul(_joined(later), _joined(earlier), "nt", half)), strict=True):
-            scores[i] += jnp.where(_meet(row + i * ROWS, column, span), part, 0.0)
+            scores[i] += jnp.where(meet(row + i * ROWS, column, span), part, 0.0)
         products, span = _doubled(products, span), 2 * span
     return scores, products
-
-
-def _meet(row: Array, column: Array, span: int) -> Array:
-    """Whether row and column are in the second and in the first half of the same block of 2 span tokens."""
-    same = (row & -2 * span) == (column & -2 * span)
-    return same & ((row & span) != 0) & ((column & span) == 0)
 
 
 def _single(log_decay: Tiles) -> Products:

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token
 from lightnet.scan.dispatch import dispatch
+from lightnet.scan.linear import pallas_gpu, pallas_tpu
 from lightnet.scan.linear.chunk import combine, enter
-from lightnet.scan.linear.pallas_tpu import linear_tpu, refusal
 from lightnet.scan.linear.reference import linear_reference
 from lightnet.scan.linear.xla import linear_xla, summary
-from lightnet.scan.recurrence import Axes, Recurrence, check_state, only_real, state_dtype, tokens_of
+from lightnet.scan.recurrence import Axes, Kernel, Recurrence, check_state, only_real, state_dtype, tokens_of
 from lightnet.typing import Array
 
 LINEAR = Recurrence(
@@ -16,8 +16,10 @@ LINEAR = Recurrence(
     Axes(("B L D", "B L D"), "B D", "B L D"),
     linear_reference,
     linear_xla,
-    kernels={"tpu": linear_tpu},
-    refusal=refusal,
+    kernels={
+        "tpu": Kernel(pallas_tpu.linear_tpu, pallas_tpu.refusal),
+        "cuda": Kernel(pallas_gpu.linear_gpu, pallas_tpu.refusal, timed=False),
+    },
     summary=summary,
     combine=combine,
     enter=enter,

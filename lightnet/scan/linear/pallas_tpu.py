@@ -1,9 +1,13 @@
 """h_t = a_t h_{t-1} + b_t on TPUs: tiles of tokens and channels stream through VMEM, the state stays there.
 
 Two operations per element and three arrays to move, or two with a constant decay: bound by memory. A program goes over
-the tokens of its channels in order, one row of `LANES` channels after the other, which the vector unit does in 76
-bundles per 8 rows of 2,048 channels: on v5e a fifth of the time in which their 196 KB pass. Half-precision rows cannot
-be addressed alone; 16 of them are widened at once, in VMEM. Complex numbers are pairs of real arrays.
+the tokens of its channels in order, one row of `LANES` channels after the other, which the vector unit does in about
+60 bundles per 8 rows of 2,048 channels: on v5e a sixth of the time in which their 196 KB pass. For that the rows of a
+step need addresses that differ by constants, so they are read from a view of `GROUP` tokens. Half-precision rows cannot
+be addressed alone; 16 of them are widened at once, in VMEM.
+
+Complex numbers are pairs of real arrays: so XLA holds them on TPUs anyway, everywhere but in the arguments and results
+of a program, where it splits and joins them.
 
 The backward pass is the same kernel in the other direction, three arrays, and one pass of XLA's for the gradient of the
 decays, three more.
@@ -19,17 +23,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lightnet.scan.kernels import KEEP, REAL, flags_of, wrong_precision
-from lightnet.scan.linear.chunk import times
+from lightnet.scan.kernels import flags_of, wrong_precision
+from lightnet.scan.linear.chunk import Parts, parts_of, whole
+from lightnet.scan.linear.chunk import step as one_token
 from lightnet.scan.linear.xla import scan
 from lightnet.scan.recurrence import Tokens, only_real
 from lightnet.typing import Array
 
 LANES = 2048  # channels of a tile, and numbers of a row of several sequences
 TILE = 1 << 18  # numbers of a tile: 1 MB in float32, of which VMEM holds two per array
+ROW = 128  # numbers that a row of VMEM is long; fewer channels take as much room
 GROUP = 16  # tokens of a step: half-precision tiles are 16 rows high
-
-Parts = tuple[Array, ...]  # a real array, or the real and the imaginary part of a complex one
 
 
 class Tiling(NamedTuple):
@@ -61,7 +65,7 @@ def tiling(batch: int, length: int, size: int, parts: int) -> Tiling:
     """How to cut up (B, L, D) arrays, of which complex ones have two parts."""
     channels = min(size, LANES)
     sequences = max(n for n in range(1, 9) if batch % n == 0 and (n == 1 or n * channels <= LANES))
-    tokens = TILE // (parts * sequences * channels) // GROUP * GROUP
+    tokens = TILE // (parts * sequences * pl.cdiv(channels, ROW) * ROW) // GROUP * GROUP
     return Tiling(sequences, min(tokens, -(-length // GROUP) * GROUP), channels, length)
 
 
@@ -69,8 +73,8 @@ def _pallas(
     a: Array, b: Array, initial: Array, tokens: Tokens, reverse: bool, late: bool, *, interpret: bool
 ) -> tuple[Array, Array]:
     """What `scan` says, by the kernel."""
-    decays, inputs, states = _parts(a), _parts(b), [x[:, None] for x in _parts(initial)]
-    dtype = jnp.result_type(a, b)
+    decays, inputs, states = parts_of(a), parts_of(b), [x[:, None] for x in parts_of(initial)]
+    dtype, half = jnp.result_type(a, b), any(x.dtype.itemsize == 2 for x in (a, b))
     batch, length, size = b.shape
     plan = tiling(batch, length, size, len(states))
     blocks = pl.cdiv(length, plan.tokens)
@@ -98,7 +102,7 @@ def _pallas(
         partial(
             _kernel,
             plan=plan,
-            counts=(len(flags), len(decays), len(inputs), *[len(states)] * 4, 3),
+            counts=(len(flags), len(decays), len(inputs), *[len(states)] * 3, 3 * half),
             reverse=reverse,
             late=late,
         ),
@@ -106,29 +110,28 @@ def _pallas(
         in_specs=[*[flag_block] * len(flags), *map(block, [*decays, *inputs, *states])],
         out_specs=[*[block(b)] * len(out), *map(block, states)],
         out_shape=[*out, *final],
-        scratch_shapes=[
-            *(pltpu.VMEM((plan.sequences, 1, plan.channels), x.dtype) for x in states),
-            *[pltpu.VMEM((GROUP, plan.channels), jnp.float32)] * 3,
-        ],
+        scratch_shapes=[pltpu.VMEM((GROUP, plan.channels), jnp.float32)] * 3 * half,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
     )(*given)
     h, last = outputs[: len(states)], [x[:, 0] for x in outputs[len(states) :]]
-    return _whole(h).astype(dtype), _whole(last)
+    return whole(h).astype(dtype), whole(last)
 
 
 _COMPILED, _INTERPRETED = (partial(_pallas, interpret=interpret) for interpret in (False, True))
 
 
 def _kernel(*refs: Any, plan: Tiling, counts: tuple[int, ...], reverse: bool, late: bool) -> None:
-    flags, a, b, initial, out, final, state, wide = _split(refs, counts)
+    flags, a, b, initial, out, state, wide = _split(refs, counts)
+    wide = wide or [None] * 3
     step, last = pl.program_id(2), pl.num_programs(2) - 1
     of_end = step == (0 if reverse else last)
     groups, rest = divmod((plan.length - 1) % plan.tokens + 1, GROUP)
 
     @pl.when(step == 0)
     def _() -> None:
-        _copy(initial, state)
+        for x, y in zip(initial, state, strict=True):
+            y[...] = x[...]
 
     def rows(start: Any, count: int, h: list[Parts]) -> list[Parts]:
         return [
@@ -161,10 +164,6 @@ def _kernel(*refs: Any, plan: Tiling, counts: tuple[int, ...], reverse: bool, la
     if not reverse:
         end()
 
-    @pl.when(step == last)
-    def _() -> None:
-        _copy(state, final)
-
 
 def _rows(
     flags: Any,
@@ -185,12 +184,7 @@ def _rows(
     write, finish = _writer(out, wide[2], i, start, count)
     for t in reversed(range(count)) if reverse else range(count):
         flag = flags[0][i, start + t] if flags else None
-        decay, value = decays(t), inputs(t)
-        if late:
-            output = _plus(h, value)
-            h = _where(flag, REAL, _where(flag, KEEP, times(decay, output)), output)
-        else:
-            output = h = _where(flag, REAL, _plus(_where(flag, KEEP, times(decay, h)), value), h)
+        h, output = one_token(decays(t), inputs(t), h, flag, late=late)
         write(t, output)
     finish()
     return h
@@ -203,7 +197,8 @@ def _reader(refs: Any, wide: Any, i: int, start: Any, count: int) -> Callable[[i
         constant = tuple(ref[i].astype(jnp.float32) for ref in refs)
         return lambda t: constant
     if refs[0].dtype.itemsize > 2:
-        return lambda t: tuple(ref[i, pl.ds(start + t, 1), :] for ref in refs)
+        views = [ref.at[i, pl.ds(start, count)] for ref in refs]
+        return lambda t: tuple(view[t : t + 1] for view in views)
     wide[:count] = refs[0][i, pl.ds(start, count), :].astype(jnp.float32)
     return lambda t: (wide[t : t + 1],)
 
@@ -213,17 +208,18 @@ def _writer(
 ) -> tuple[Callable[[int, Parts], None], Callable[[], None]]:
     """What writes the row of a token, and what is to be called behind the last one."""
     half = refs[0].dtype.itemsize == 2
+    views = [ref.at[i, pl.ds(start, count)] for ref in refs]
 
     def write(t: int, row: Parts) -> None:
-        for ref, part in zip(refs, row, strict=True):
+        for view, part in zip(views, row, strict=True):
             if half:
                 wide[t : t + 1] = part
             else:
-                ref[i, pl.ds(start + t, 1), :] = part
+                view[t : t + 1] = part
 
     def finish() -> None:
         if half:
-            refs[0][i, pl.ds(start, count), :] = wide[:count].astype(refs[0].dtype)
+            views[0][...] = wide[:count].astype(refs[0].dtype)
 
     return write, finish
 
@@ -235,37 +231,11 @@ def _flags(tokens: Tokens, plan: Tiling, batch: int, blocks: int) -> list[Array]
     return [] if flags is None else [flags.reshape(-1, plan.sequences, blocks, plan.tokens).swapaxes(1, 2)]
 
 
-def _where(flag: Any, bit: int, value: Parts, other: Parts | None = None) -> Parts:
-    """The value where the flag has the bit, or there is no flag; else the other one, or 0."""
-    if flag is None:
-        return value
-    return tuple(
-        jnp.where((flag & bit) != 0, x, jnp.zeros_like(x) if other is None else other[p]) for p, x in enumerate(value)
-    )
-
-
-def _plus(state: Parts, value: Parts) -> Parts:
-    return tuple(h + value[p] if p < len(value) else h for p, h in enumerate(state))
-
-
-def _copy(source: Any, target: Any) -> None:
-    for x, y in zip(source, target, strict=True):
-        y[...] = x[...]
-
-
 def _split(refs: Any, counts: tuple[int, ...]) -> list[Any]:
     refs = list(refs)
     return [[refs.pop(0) for _ in range(count)] for count in counts]
 
 
-def _parts(x: Array) -> Parts:
-    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
-
-
-def _whole(parts: Any) -> Array:
-    return lax.complex(*parts) if len(parts) == 2 else parts[0]
-
-
-def refusal(platform: str, operands: Any) -> str | None:
+def refusal(operands: Any) -> str | None:
     """Why the kernel cannot run these."""
     return wrong_precision(operands, (jnp.float32, jnp.bfloat16, jnp.complex64))

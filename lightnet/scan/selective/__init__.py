@@ -5,8 +5,9 @@ import jax
 from lightnet.scan.checks import ArrayInput, as_arrays, check_array, check_per_token, check_values
 from lightnet.scan.dispatch import dispatch
 from lightnet.scan.linear.chunk import combine, enter
-from lightnet.scan.recurrence import Axes, Recurrence, check_state, only_real, state_dtype, tokens_of
-from lightnet.scan.selective.chunk import Selective, advance, gated, read
+from lightnet.scan.recurrence import Axes, Kernel, Recurrence, check_state, only_real, state_dtype, tokens_of
+from lightnet.scan.selective import pallas_gpu, pallas_tpu
+from lightnet.scan.selective.chunk import Selective, advance, gated, one_token, read, step_of
 from lightnet.scan.selective.reference import selective_reference
 from lightnet.scan.selective.xla import selective_xla, summary
 from lightnet.typing import Array
@@ -16,6 +17,10 @@ SELECTIVE = Recurrence(
     Axes(Selective._make(("B L D", "B L D", "D N", "B L N", "B L N", "D", "B L D")), "B D N", "B L D"),
     selective_reference,
     selective_xla,
+    kernels={
+        "tpu": Kernel(pallas_tpu.selective_tpu, pallas_tpu.refusal),
+        "cuda": Kernel(pallas_gpu.selective_gpu, pallas_gpu.refusal, timed=False),
+    },
     summary=summary,
     combine=combine,
     enter=enter,
@@ -64,9 +69,8 @@ def selective_scan(
         ValueError: a shape, dtype or name is another than stated, or a known step size is negative.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> one = jnp.ones((1, 2, 1))
-        >>> y, final = selective_scan(one, one, -jnp.log(jnp.full((1, 1), 2.0)), one, one)
+        >>> one = jax.numpy.ones((1, 2, 1))
+        >>> y, final = selective_scan(one, one, -jax.numpy.log(2 * one[0, :1]), one, one)
         >>> y[0, :, 0].tolist(), final.tolist()
         ([1.0, 1.5], [[[1.5]]])
     """
@@ -116,9 +120,8 @@ def selective_step(
         ValueError: a shape or dtype is another than stated, or a known step size is negative.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> one = jnp.ones((1, 1))
-        >>> y, state = selective_step(one, one, -jnp.log(2 * one), one, one, None, jnp.ones((1, 1, 1)))
+        >>> one = jax.numpy.ones((1, 1))
+        >>> y, state = selective_step(one, one, -jax.numpy.log(2 * one), one, one, None, one[None])
         >>> y.tolist(), state.tolist()
         ([[1.5]], [[[1.5]]])
     """
@@ -127,9 +130,10 @@ def selective_step(
     check_values("dt", dt, at_least=0)
     dtype = state_dtype(x, dt, A, B, C, D, z)
     state = check_state("state", state, (sizes["B"], sizes["D"], sizes["N"]), dtype, required=True)
-    token = jax.tree.map(lambda v: v.astype(dtype), Selective(x, dt, A.T[None], B, C, D, z))
-    h = advance(state.swapaxes(1, 2), token)
-    return gated(read(h, token.C), token).astype(x.dtype), h.swapaxes(1, 2)
+    D = None if D is None else D[None, None]
+    token = one_token(jax.tree.map(lambda v: v.astype(dtype), Selective(x, dt, A.T[None], B, C, D, z)))
+    h = advance(state.swapaxes(1, 2), step_of(token))
+    return gated(read(token.C, h), token)[:, 0].astype(x.dtype), h.swapaxes(1, 2)
 
 
 def _check(per_token: str, operands: Selective) -> dict[str, int]:

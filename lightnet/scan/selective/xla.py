@@ -13,7 +13,7 @@ from jax import lax
 from lightnet.scan.linear.chunk import LinearSummary
 from lightnet.scan.loop import CHUNK, kept, over_chunks, put, take
 from lightnet.scan.recurrence import Tokens, mapped_alike, state_dtype
-from lightnet.scan.selective.chunk import Selective, advance, gated, read, retreat
+from lightnet.scan.selective.chunk import Selective, advance, gated, one_token, read, retreat, step_of
 from lightnet.typing import Array
 
 
@@ -52,8 +52,8 @@ def _forward(operands: Selective, initial_state: Array, tokens: Tokens) -> Any:
         def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             h, y = carry
             token = _token(turned, tokens, start + i, dtype)
-            h = advance(kept(tokens.keep, h, start + i), token)
-            return h, put(y, gated(read(h, token.C), token), start + i)
+            h = advance(kept(tokens.keep, h, start + i), step_of(token))
+            return h, put(y, gated(read(token.C, h), token)[:, 0], start + i)
 
         entered = put(entered, h, start // CHUNK)
         return *lax.fori_loop(0, size, step, (h, y)), entered
@@ -76,15 +76,16 @@ def _backward(residuals: Any, cotangents: tuple[Array, Array]) -> Any:
         def again(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             h, found = carry
             h = kept(tokens.keep, h, start + i)
-            return advance(h, _token(turned, tokens, start + i, dtype)), put(found, h, i)
+            return advance(h, step_of(_token(turned, tokens, start + i, dtype))), put(found, h, i)
 
         def step(i: Array, carry: Any) -> Any:
             i, (dh, gradients, part) = size - 1 - i, carry
             t = start + i
             token = _token(turned, tokens, t, dtype)
-            dh, found = retreat(take(before, i), token, take(dy, t).astype(dtype), dh)
-            gradients = jax.tree.map(lambda g, value: put(g, value, t), gradients, _fixed(found, None, None))
+            dh, found = retreat(take(before, i), token, take(dy, t)[:, None].astype(dtype), dh)
             part = jax.tree.map(jnp.add, part, (found.A, found.D))
+            found = _fixed(found, None, None)
+            gradients = jax.tree.map(lambda g, v: put(g, v.reshape(-1, g.shape[-1]), t), gradients, found)
             return kept(tokens.keep, dh, t), gradients, part
 
         shape = (dfinal.shape[0], size, *dfinal.shape[1:])
@@ -96,10 +97,10 @@ def _backward(residuals: Any, cotangents: tuple[Array, Array]) -> Any:
 
     gradients = _fixed(jax.tree.map(jnp.zeros_like, operands), None, None)
     batch, _, channels = dfinal.shape
-    total = (jnp.zeros_like(dfinal), None if operands.D is None else jnp.zeros((batch, channels), dtype))
+    total = (jnp.zeros_like(dfinal), None if operands.D is None else jnp.zeros((batch, 1, channels), dtype))
     dh, gradients, (dA, dD) = over_chunks(length, chunk, (dfinal, gradients, total), reverse=True)
     dA = dA.sum(axis=0).T.astype(operands.A.dtype)
-    dD = None if dD is None else dD.sum(axis=0).astype(operands.D.dtype)
+    dD = None if dD is None else dD.sum(axis=(0, 1)).astype(operands.D.dtype)
     return _fixed(gradients, dA, dD), dh, None
 
 
@@ -107,19 +108,20 @@ _scan.defvjp(_forward, _backward)
 
 
 def _turned(operands: Selective, dtype: Any) -> Selective:
-    """With A as (B, N, D), and A and D in the precision of the state, once for all tokens."""
+    """With A as (B, N, D) and D as (1, 1, D) in the precision of the state, once for all tokens."""
     # With an A that all rows share, XLA on CPU counts more operations than bytes and spreads every step over threads,
     # which takes two to three times as long as the step.
     A = jnp.broadcast_to(operands.A.T[None], (operands.x.shape[0], *operands.A.shape[::-1]))
-    return _fixed(operands, *jax.tree.map(lambda v: v.astype(dtype), (A, operands.D)))
+    D = None if operands.D is None else operands.D[None, None]
+    return _fixed(operands, *jax.tree.map(lambda v: v.astype(dtype), (A, D)))
 
 
 def _token(turned: Selective, tokens: Tokens, t: Any, dtype: Any) -> Selective:
-    """The operands of token t, in the precision of the state."""
+    """The operands of token t as `Selective` says, in the precision of the state."""
     token = jax.tree.map(lambda v: take(v, t).astype(dtype), _fixed(turned, None, None))
     if tokens.real is not None:
         token = token._replace(dt=jnp.where(take(tokens.real, t)[:, None], token.dt, 0))
-    return _fixed(token, turned.A, turned.D)
+    return one_token(_fixed(token, turned.A, turned.D))
 
 
 def _fixed(operands: Selective, A: Any, D: Any) -> Selective:

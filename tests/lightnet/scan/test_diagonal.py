@@ -295,7 +295,7 @@ def test_nothing_of_the_size_of_all_states_is_kept():
         ),
         ("initial_state", jnp.zeros((5, 3), jnp.complex64), r"expected complex64\[2, 5, 3\]"),
         ("segment_ids", jnp.zeros((2, 4)), r"segment_ids: got float32\[2, 4\], expected integer\[2, 4\]"),
-        ("implementation", "pallas", r"implementation: 'pallas' cannot run diagonal_ssm here"),
+        ("implementation", "pallas", "implementation: got 'pallas', expected another where diagonal_ssm has no kernel"),
     ],
 )
 def test_bad_input_is_named(name, value, message):

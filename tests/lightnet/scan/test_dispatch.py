@@ -7,7 +7,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lightnet.scan import explain
 from lightnet.scan.dispatch import choices, dispatch
-from lightnet.scan.recurrence import Axes, Recurrence, tokens_of
+from lightnet.scan.recurrence import Axes, Kernel, Recurrence, tokens_of
+from tests.lightnet.scan.calls import CALLS, operands
 
 
 def named(name):
@@ -17,13 +18,22 @@ def named(name):
 
 AXES = Axes("D", "D", "D")
 PLAIN = Recurrence("plain", AXES, reference=named("r"), xla=named("xl"))
+
+
+def kernel(name, refusal=lambda operands: None, **options):
+    return Kernel(named(name), refusal, **options)
+
+
+def too_large(operands):
+    return "operands above 1" if float(operands.max()) > 1 else None
+
+
 SMALL_ONLY = Recurrence(
     "small_only",
     AXES,
     reference=named("r"),
     xla=named("xl"),
-    kernels={"tpu": named("tpu"), "cpu": named("four")},
-    refusal=lambda platform, operands: "operands above 1" if float(operands.max()) > 1 else None,
+    kernels={"tpu": kernel("tpu", too_large), "cpu": kernel("four", too_large)},
 )
 ZERO, NO_TOKENS = jnp.zeros(2), tokens_of(None, None)
 
@@ -62,9 +72,19 @@ def test_a_name_that_cannot_be_honoured_is_refused_with_the_reason(implementatio
 
 
 def test_a_kernel_for_another_platform_is_refused():
-    tpu_only = Recurrence("tpu_only", AXES, named("r"), named("xl"), kernels={"tpu": named("tpu")})
+    tpu_only = Recurrence("tpu_only", AXES, named("r"), named("xl"), kernels={"tpu": kernel("tpu")})
     with pytest.raises(ValueError, match="got 'pallas', expected another where tpu_only .* for tpu"):
         run(tpu_only, "pallas")
+
+
+def test_a_kernel_that_was_never_timed_runs_only_when_it_is_asked_for():
+    kernels = {"cpu": kernel("four", timed=False), "tpu": kernel("tpu")}
+    untimed = Recurrence("untimed", AXES, named("r"), named("xl"), kernels=kernels)
+    assert run(untimed, None) == 2
+    assert run(untimed, "pallas") == 4
+    assert choices(untimed)["tpu"][0] == "pallas"
+    implementation, why = choices(untimed)["cpu"]
+    assert (implementation, "implementation='pallas' runs, has not been timed" in why) == ("xla", True)
 
 
 def test_choices_say_what_runs_where_and_why():
@@ -76,7 +96,7 @@ def test_choices_say_what_runs_where_and_why():
 
 
 def test_interpreting_needs_the_kernel_for_tpus():
-    hopper_only = Recurrence("hopper_only", AXES, named("r"), named("xl"), kernels={"cuda": named("cuda")})
+    hopper_only = Recurrence("hopper_only", AXES, named("r"), named("xl"), kernels={"cuda": kernel("cuda")})
     with pytest.raises(ValueError, match="'pallas_interpret' cannot run hopper_only here .*tpu: there is no kernel"):
         run(hopper_only, "pallas_interpret")
 
@@ -100,3 +120,22 @@ def test_explain_refuses_what_the_function_refuses():
         explain("scan")
     with pytest.raises(ValueError, match="a: got"):
         explain("linear_scan", *(jax.ShapeDtypeStruct((1, 2, n), jnp.float32) for n in (2, 3)))
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_float32_runs_under_x64_where_no_kernel_can_be_traced(name):
+    def gradients(*args):
+        outputs, pull = jax.vjp(CALLS[name], *args)
+        return pull(jax.tree.map(jnp.ones_like, outputs))
+
+    args = operands(name, 1, 3, seed=0)
+    with jax.enable_x64(True):
+        found = jax.eval_shape(gradients, *args)
+    assert [x.dtype for x in found] == [x.dtype for x in args]
+
+
+def test_no_kernel_is_offered_under_x64():
+    with jax.enable_x64(True):
+        assert "on tpu: xla (under jax_enable_x64" in explain("gated_linear_attention")
+        with pytest.raises(ValueError, match="tpu: under jax_enable_x64 the kernel's indices"):
+            run(SMALL_ONLY, "pallas")

@@ -9,6 +9,7 @@ import pytest
 
 from lightnet import scan
 from lightnet.scan import AdditiveState, additive_global, additive_recurrence, explain, linear_scan
+from lightnet.scan.additive import blocks_tpu as additive_blocks
 from lightnet.scan.additive import order_free_tpu as global_kernel
 from lightnet.scan.additive import pallas_tpu as additive_kernel
 from lightnet.scan.gated import pallas_tpu as gated_kernel
@@ -17,14 +18,17 @@ from tests.lightnet.scan.calls import CALLS, cotangents, operands
 
 # Tiles so small that short sequences have several of them, with a last one that is not whole.
 SMALL = {
-    linear_kernel: {"LANES": 3, "TILE": 128},
+    linear_kernel: {"LANES": 3, "TILE": 128, "ROW": 1},
     gated_kernel: {"CHUNK": 16, "TOKENS": 64},
     additive_kernel: {"CHUNK": 16, "TOKENS": 64},
-    global_kernel: {"TOKENS": 32},
+    global_kernel: {"TOKENS": 32, "TOKENS_BACKWARD": 32, "TOKENS_OF_SEGMENTS": 32},
 }
 # Nearly all of the time of these tests is compilation.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 LINEAR = ("linear_scan", "linear_scan backwards", "linear_scan with one decay", "linear_scan of complex numbers")
+FACTORS = " with key factors"
+STATES = {"additive_global": 0, "additive_recurrence": 3}  # arrays that make up a state, elsewhere 1
+GATED = ("gated_linear_attention", "gated_linear_attention with one decay per head")
 REGIMES = {
     "mild": lambda random, shape: -0.1 * random.random(shape),
     "usual": lambda random, shape: -np.log1p(np.exp(-random.standard_normal(shape))),
@@ -43,8 +47,10 @@ def small_tiles(monkeypatch):
 
 
 def call(name):
+    if callable(name):
+        return name
     others = {LINEAR[3]: linear_scan, "additive_global": additive_global, "additive_recurrence": _additive}
-    return others.get(name) or CALLS[name]
+    return others.get(name) or CALLS[name.removesuffix(FACTORS)]
 
 
 def _additive(q, logits, v, maximum, total, state, **given):
@@ -70,6 +76,23 @@ def arguments(name, length, regime, *, batch=2):
     return args
 
 
+def with_factors(name, length, *, shared):
+    """Arguments of two heads; factors are shared by all heads and sequences, or none is."""
+    q, logits, v, factor, *state = operands(name, 2, length, seed=length)
+    if not shared:
+        factor = factor * jnp.asarray(np.random.default_rng(length).standard_normal((2, 1, 2, 1, 1)), jnp.float32)
+    return [*(x[:, :, :2] for x in (q, logits, v, factor)), *(x[:, :2] for x in state)]
+
+
+def many_heads(length, *, heads=3, key=5, value=6):
+    """Arguments of `additive_recurrence`, whose heads fill no rows of 128 numbers."""
+    random = np.random.default_rng(heads)
+    sizes = ((2, length, heads, key),) * 2 + ((2, length, heads, value),)
+    sizes += ((2, heads, key), (2, heads, key), (2, heads, key, value))
+    args = [jnp.asarray(random.standard_normal(size), jnp.float32) for size in sizes]
+    return [*args[:4], abs(args[4]), args[5]]
+
+
 def packing(length, batch=2):
     random = np.random.default_rng(length)
     ids = np.repeat(random.integers(0, 3, (batch, length)), 3, axis=1)[:, :length]
@@ -77,8 +100,11 @@ def packing(length, batch=2):
 
 
 def difference(x, y):
+    """Relative; infinities are to be the same, such as the maximum of a run without a finite logit."""
     x, y = np.asarray(x), np.asarray(y)
-    return np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-30)
+    same = x == y
+    size = np.linalg.norm(np.where(np.isfinite(y), y, 0))
+    return np.linalg.norm(np.where(same, 0, x) - np.where(same, 0, y)) / max(size, 1e-30)
 
 
 def outputs_and_gradients(name, args, implementation, given):
@@ -100,18 +126,6 @@ def check(name, args, given, *, values=2e-6, gradients=1e-5):
     for x, y in zip(slopes, expected_slopes, strict=True):
         assert x.dtype == y.dtype
         assert difference(x, y) < gradients
-
-
-def check_values(args, given):
-    """Of `additive_recurrence`, whose maximum is -inf where a run has no finite logit."""
-
-    def run(implementation):
-        function = jax.jit(lambda *x: _additive(*x, implementation=implementation, **given), compiler_options=QUICKLY)
-        return jax.tree.leaves(function(*args))
-
-    for x, y in zip(run("pallas_interpret"), run("reference"), strict=True):
-        error, size = jnp.where(x == y, 0, x - y), jnp.where(jnp.isfinite(y), y, 0)
-        assert np.linalg.norm(error) <= 2e-6 * np.linalg.norm(size)
 
 
 def test_values_and_gradients_of_a_short_packed_sequence():
@@ -142,9 +156,26 @@ def test_linear_scan_in_every_regime(name, length, regime, packed):
 
 @pytest.mark.slow
 @every_regime
-def test_gated_linear_attention_in_every_regime(length, regime, packed):
-    name = "gated_linear_attention"
+@pytest.mark.parametrize("name", GATED)
+def test_gated_linear_attention_in_every_regime(name, length, regime, packed):
     check(name, arguments(name, length, regime), packing(length) if packed else {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("heads", "groups", "key", "value"),
+    [(8, 4, 64, 64), (9, 9, 4, 6), (4, 1, 128, 128)],
+    ids=["groups in a program", "sizes that fill no rows", "a group over several programs"],
+)
+@pytest.mark.parametrize("name", GATED[::-1])
+def test_gated_linear_attention_over_several_programs(monkeypatch, name, heads, groups, key, value):
+    for how_many in ("HEADS", "HEADS_BACKWARD"):
+        monkeypatch.setattr(gated_kernel, how_many, heads // 2)
+    random, tokens = np.random.default_rng(heads), (1, 20)
+    shapes = [(*tokens, groups, key)] * 2 + [(*tokens, heads, value), (1, heads, key, value)]
+    q, k, v, state = (jnp.asarray(random.standard_normal(shape) / shape[-1] ** 0.5, jnp.float32) for shape in shapes)
+    decay = REGIMES["with resets"](random, (*tokens, heads, 1 if "one decay" in name else key))
+    check(name, [q, k, v, jnp.asarray(decay, jnp.float32), state], packing(20, batch=1))
 
 
 @pytest.mark.slow
@@ -157,8 +188,10 @@ def test_additive_global_in_every_regime(length, regime, packed):
 @pytest.mark.slow
 @every_regime
 def test_additive_recurrence_in_every_regime(length, regime, packed):
-    """The values: its backward pass is XLA's."""
-    check_values(arguments("additive_recurrence", length, regime), packing(length) if packed else {})
+    name = "additive_recurrence"
+    # The derivative of a maximum over nothing is any number.
+    gradients = np.inf if regime == "resets alone" else 1e-5
+    check(name, arguments(name, length, regime), packing(length) if packed else {}, gradients=gradients)
 
 
 @pytest.mark.slow
@@ -166,7 +199,64 @@ def test_additive_recurrence_in_every_regime(length, regime, packed):
 def test_additive_recurrence_where_keys_rise_steeply_within_a_chunk(packed):
     args = arguments("additive_recurrence", 40, "usual")
     args[1] = args[1] + jnp.outer(jnp.arange(40.0), jnp.array([10.0, -10.0, 0.0, 5.0]))[None, :, None]
-    check_values(args, packing(40) if packed else {})
+    check("additive_recurrence", args, packing(40) if packed else {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
+def test_additive_recurrence_with_key_factors(shared):
+    name = f"additive_recurrence{FACTORS}"
+    check(name, with_factors("additive_recurrence", 21, shared=shared), packing(21))
+
+
+@pytest.mark.slow
+def test_additive_recurrence_with_steep_keys_and_factors():
+    args = with_factors("additive_recurrence", 20, shared=True)
+    args[1] = args[1] + 10 * jnp.arange(20.0)[None, :, None, None]
+    check(f"additive_recurrence{FACTORS}", args, {})
+
+
+@pytest.mark.slow
+def test_additive_recurrence_with_heads_that_fill_no_rows(monkeypatch):
+    """Zeros behind them, and a program that lacks one."""
+    for name, value in {"LANES": 16, "MOST_HEADS": 2, "SIZES": 8}.items():
+        monkeypatch.setattr(additive_blocks, name, value)
+    assert additive_blocks.side_by_side(3, (5, 6), 4) is None
+    assert additive_blocks.side_by_side(3, (8, 8), 4) == 2
+    check("additive_recurrence", many_heads(19), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
+def test_additive_global_with_key_factors(shared):
+    args = with_factors("additive_global", 37, shared=shared)
+    check(f"additive_global{FACTORS}", args, {"mask": packing(37)["mask"]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("segments", "factors"), [(50, True), (3, False)])
+def test_additive_global_of_several_segments(segments, factors):
+    """Some within one block of tokens, some over several; what is beyond the number of segments gives 0."""
+    name, length = "additive_global", 75
+    args = with_factors(name, length, shared=True) if factors else arguments(name, length, "with resets")
+    ids = np.repeat(np.arange(8), [1, 20, 3, 30, 2, 1, 10, 8])[None].repeat(2, axis=0)
+    ids[1, 5:70] = 9
+    given = {"segment_ids": jnp.asarray(ids), "mask": packing(length)["mask"].at[1, 60:].set(False)}
+
+    def run(*args, **given):
+        return additive_global(*args[:3], key_factor=args[3] if factors else None, num_segments=segments, **given)
+
+    check(run, args, given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factors", [2, 1], ids=["summed in a program", "a gradient of half a row"])
+def test_additive_global_with_heads_that_fill_no_rows(monkeypatch, factors):
+    for name, value in {"LANES": 16, "MOST_HEADS": 2, "SIZES": 8}.items():
+        monkeypatch.setattr(additive_blocks, name, value)
+    q, logits, v, *_ = many_heads(37)
+    factor = jnp.asarray(np.random.default_rng(0).standard_normal((1, 37, 1, factors, 5)), jnp.float32)
+    check(f"additive_global{FACTORS}", [jnp.concatenate([q, 2 - q][:factors], axis=-1), logits, v, factor], {})
 
 
 @pytest.mark.slow
@@ -181,15 +271,10 @@ def test_what_is_not_a_number_stays_so():
 
 
 @pytest.mark.slow
-def test_gradients_of_additive_recurrence():
-    check("additive_recurrence", arguments("additive_recurrence", 19, "usual"), packing(19))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gated_linear_attention", *LINEAR[:3], "additive_global"])
+@pytest.mark.parametrize("name", [*GATED, *LINEAR[:3], "additive_global", "additive_recurrence"])
 def test_half_precision_is_read_and_written_and_the_state_is_wide(name):
     args, given = arguments(name, 37, "usual"), packing(37)
-    state = args[len(args) :] if name == "additive_global" else args[-1:]
+    state = args[len(args) - STATES.get(name, 1) :]
     half = [x.astype(jnp.bfloat16) for x in args[: len(args) - len(state)]]
     if not state:
         del given["segment_ids"]
@@ -206,13 +291,13 @@ def test_half_precision_is_read_and_written_and_the_state_is_wide(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gated_linear_attention", "linear_scan"])
+@pytest.mark.parametrize("name", [*GATED, "linear_scan", "additive_recurrence"])
 def test_a_masked_token_may_contain_anything(name):
     given, args = packing(37), arguments(name, 37, "usual")
     clean = outputs_and_gradients(name, args, "pallas_interpret", given)
-    masked = ~given["mask"]
-    poisoned = [x.at[masked].set(jnp.nan) for x in args[:-1]]
-    got = outputs_and_gradients(name, [*poisoned, args[-1]], "pallas_interpret", given)
+    masked, of_tokens = ~given["mask"], len(args) - STATES.get(name, 1)
+    poisoned = [x.at[masked].set(jnp.nan) for x in args[:of_tokens]]
+    got = outputs_and_gradients(name, [*poisoned, *args[of_tokens:]], "pallas_interpret", given)
     jax.tree.map(np.testing.assert_array_equal, clean, got)
 
 
@@ -240,21 +325,28 @@ def test_sequences_side_by_side_and_under_vmap(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linear_scan", "gated_linear_attention"])
+@pytest.mark.parametrize("name", ["linear_scan", *GATED, "additive_recurrence", "additive_global"])
 def test_derivatives_of_second_order(name):
     args, given = arguments(name, 8, "usual"), packing(8)
+    if name == "additive_global":
+        given["num_segments"] = 8
     everything = tuple(range(len(args)))
 
     def product(implementation):
         def loss(*x):
-            y, final = CALLS[name](*x, implementation=implementation, **given)
-            return (y**3).sum() + (final**3).sum()
+            return sum((y**3).sum() for y in jax.tree.leaves(call(name)(*x, implementation=implementation, **given)))
 
         slopes = jax.grad(loss, everything)
         return jax.jit(jax.grad(lambda *x: sum((g**2).sum() for g in slopes(*x)), everything))(*args)
 
     for x, y in zip(product("pallas_interpret"), product("reference"), strict=True):
         assert difference(x, y) < 1e-5
+
+
+def test_few_channels_take_the_room_of_a_row(monkeypatch):
+    """Long sequences of them would not fit into VMEM otherwise, and the program would not compile."""
+    monkeypatch.setattr(linear_kernel, "ROW", 4)
+    assert linear_kernel.tiling(1, 1000, 1, 1).tokens == 32
 
 
 def test_the_kernel_is_what_runs_on_tpus_and_what_it_cannot_run_is_said():
@@ -265,12 +357,10 @@ def test_the_kernel_is_what_runs_on_tpus_and_what_it_cannot_run_is_said():
     assert "on tpu: pallas" in explain("additive_global", q, q, q)
     assert "on tpu: pallas" in explain("additive_recurrence", q, q, q)
     factor = jax.ShapeDtypeStruct((1, 2, 1, 1, 64), jnp.float32)
-    assert "on tpu: xla (the kernel is without key" in explain("additive_recurrence", q, q, q, key_factor=factor)
-    assert "on tpu: xla (the kernel is for one segment" in explain("additive_global", q, q, q, key_factor=factor)
-    assert "on tpu: xla (sizes 64 and 48" in explain("gated_linear_attention", q, q, v, q)
-    assert "on tpu: xla (the kernel is for one decay per key channel)" in explain(
-        "gated_linear_attention", q, q, v, one
-    )
+    assert "on tpu: pallas" in explain("additive_recurrence", q, q, v, key_factor=factor)
+    assert "on tpu: pallas" in explain("additive_global", q, q, v, key_factor=factor)
+    assert "on tpu: pallas" in explain("gated_linear_attention", q, q, v, q)
+    assert "on tpu: pallas" in explain("gated_linear_attention", q, q, v, one)
     half = jax.ShapeDtypeStruct((1, 2, 3), jnp.float16)
     assert "on tpu: xla (float16 is not a precision of the kernel)" in explain("linear_scan", half, half)
     program = jax.jit(linear_scan).trace(x, x).lower(lowering_platforms=("tpu",)).as_text()
@@ -279,7 +369,7 @@ def test_the_kernel_is_what_runs_on_tpus_and_what_it_cannot_run_is_said():
 
 
 @pytest.mark.parametrize("dtypes", list(product((jnp.bfloat16, jnp.float32), repeat=3)))
-@pytest.mark.parametrize("name", ["linear_scan", "gated_linear_attention", "additive_recurrence", "additive_global"])
+@pytest.mark.parametrize("name", ["linear_scan", *GATED, "additive_recurrence", "additive_global"])
 def test_kernel_and_xla_have_the_same_dtypes_whatever_is_mixed(name, dtypes):
     """Both are branches of one program, which is not made otherwise; nothing is computed here."""
     one, two, three = dtypes
@@ -287,11 +377,12 @@ def test_kernel_and_xla_have_the_same_dtypes_whatever_is_mixed(name, dtypes):
     y = lambda dtype: jax.ShapeDtypeStruct((1, 12, 256), dtype)  # noqa: E731
     arrays = {
         "linear_scan": (y(one), y(two)),
-        "gated_linear_attention": (x(one), x(two), x(three), x(jnp.float32)),
+        GATED[0]: (x(one), x(two), x(three), x(jnp.float32)),
+        GATED[1]: (x(one), x(two), x(three), jax.ShapeDtypeStruct((1, 12, 2, 1), jnp.float32)),
     }.get(name, (x(one), x(two), x(three)))
 
     def gradients(*arrays):
-        outputs, pull = jax.vjp(getattr(scan, name), *arrays)
+        outputs, pull = jax.vjp(getattr(scan, name.partition(" ")[0]), *arrays)
         return outputs, pull(jax.tree.map(jnp.ones_like, outputs))
 
     _, found = jax.eval_shape(gradients, *arrays)

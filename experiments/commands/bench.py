@@ -42,21 +42,30 @@ class LoopFlags:
 class ScanFlags:
     """Every recurrence of lightnet.scan: whether it is exact, and if so its times beside what a user would write."""
 
+    device: Literal["cpu", "gpu", "tpu"] = "cpu"
+    """gpu, tpu: every form, kernels among them, on that device, beside peers in torch where they are installed"""
     preset: Literal["smoke", "cpu"] = "cpu"
-    """cpu: the sizes that numbers are asked for, minutes on two cores; smoke: seconds, too small for a verdict"""
+    """cpu: the sizes that numbers are asked for, minutes on two cores, on another device its own; smoke: seconds, too
+    small for a verdict, and a CPU may stand in for the device"""
     repeats: int = 20
-    """calls of each program, of which the median counts"""
+    """calls of each program, of which the median counts; not of another device"""
+    minutes: float = 9.0
+    """on another device, after which nothing more is begun"""
+    resume: bool = False
+    """on another device, take rows that --out has of it, of the same versions, and measure the others"""
     only: str = ",".join(FUNCTIONS)
     """functions, separated by commas"""
     out: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(default: bench/scan in LIGHTNET_RUNS or runs)")] = (
         None
     )
-    """folder for result.json and the figure"""
+    """folder for result.json and the figure; of another device they are called after it"""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 1 <= self.repeats <= 10_000:
             raise ValueError(f"repeats: got {self.repeats}, expected 1 to 10000")
+        if not 0 < self.minutes <= 600:
+            raise ValueError(f"minutes: got {self.minutes}, expected a time above 0 and at most 600")
         for name in self._named:
             if name not in FUNCTIONS:
                 raise ValueError(f"only: {unknown('function', name, FUNCTIONS)}")
@@ -128,10 +137,14 @@ def _scan(arguments: Sequence[str]) -> int:
     """Check, time and report."""
     flags, words = parse(ScanFlags(), f"{PROGRAM} bench scan", arguments)
     exactly(words)
+    folder, tiny = flags.out or runs_folder() / "bench" / "scan", flags.preset == "smoke"
+    if flags.device != "cpu":
+        from experiments.scan_benchmark.device.command import Plan, benchmark_device
+
+        return benchmark_device(Plan(flags.device, folder, flags.groups, flags.minutes, tiny, flags.resume))
     from experiments.scan_benchmark.command import benchmark
 
-    folder = flags.out or runs_folder() / "bench" / "scan"
-    return benchmark(folder, flags.groups, flags.repeats, tiny=flags.preset == "smoke")
+    return benchmark(folder, flags.groups, flags.repeats, tiny)
 
 
 def _range(values: Sequence[float]) -> str:

@@ -34,7 +34,7 @@ class Function:
 
     Attributes:
         name: of the public function, with what distinguishes this use of it.
-        run: (*operands, implementation) -> outputs.
+        run: (*operands, **named) -> outputs, with the names `segment_ids`, `mask` and `implementation`.
         draw: (shape, regime, random) -> operands in double precision.
         regimes: of gates that its inputs can be drawn from.
         in_state_precision: from this operand on they stay in float32 when the others are bfloat16; -1 is the state.
@@ -87,8 +87,8 @@ def rounded(operands: Operands, function: Function, dtype: Any) -> Operands:
     return tuple(arrays)
 
 
-def _linear(a: Any, b: Any, state: Any, implementation: str | None = None) -> Operands:
-    return linear_scan(a, b, state, implementation=implementation)
+def _linear(a: Any, b: Any, state: Any, **named: Any) -> Operands:
+    return linear_scan(a, b, state, **named)
 
 
 def _linear_operands(shape: Shape, regime: str, random: np.random.Generator) -> Operands:
@@ -102,8 +102,14 @@ def _constant_operands(shape: Shape, regime: str, random: np.random.Generator) -
     return a[:1, :1], b, state
 
 
-def _diagonal(x: Any, a: Any, b: Any, c: Any, state: Any, implementation: str | None = None) -> Operands:
-    return diagonal_ssm(x, a, b, c, state, implementation=implementation)
+def _complex_operands(shape: Shape, regime: str, random: np.random.Generator) -> Operands:
+    batch, _, channels = shape
+    a = np.exp(log_decays(regime, shape, random)) * np.exp(1j * random.uniform(-np.pi, np.pi, shape))
+    return a, _complex(shape, random), _complex((batch, channels), random)
+
+
+def _diagonal(x: Any, a: Any, b: Any, c: Any, state: Any, **named: Any) -> Operands:
+    return diagonal_ssm(x, a, b, c, state, **named)
 
 
 def _diagonal_operands(shape: Shape, regime: str, random: np.random.Generator) -> Operands:
@@ -118,10 +124,8 @@ def _complex(shape: Any, random: np.random.Generator) -> np.ndarray:
     return random.standard_normal(shape) + 1j * random.standard_normal(shape)
 
 
-def _selective(
-    x: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, z: Any, state: Any, implementation: str | None = None
-) -> Operands:
-    return selective_scan(x, dt, A, B, C, D, z=z, initial_state=state, implementation=implementation)
+def _selective(x: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, z: Any, state: Any, **named: Any) -> Operands:
+    return selective_scan(x, dt, A, B, C, D, z=z, initial_state=state, **named)
 
 
 def _selective_operands(shape: Shape, regime: str, random: np.random.Generator) -> Operands:
@@ -136,10 +140,8 @@ def _selective_operands(shape: Shape, regime: str, random: np.random.Generator) 
     return x, dt, A, B, C, D, z, random.standard_normal((batch, channels, states))
 
 
-def _plain_selective(
-    x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any, implementation: str | None = None
-) -> Operands:
-    return selective_scan(x, dt, A, B, C, initial_state=state, implementation=implementation)
+def _plain_selective(x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any, **named: Any) -> Operands:
+    return selective_scan(x, dt, A, B, C, initial_state=state, **named)
 
 
 def _plain_selective_operands(shape: Shape, regime: str, random: np.random.Generator) -> Operands:
@@ -147,8 +149,8 @@ def _plain_selective_operands(shape: Shape, regime: str, random: np.random.Gener
     return *five, state
 
 
-def _gated(q: Any, k: Any, v: Any, log_decay: Any, state: Any, implementation: str | None = None) -> Operands:
-    return gated_linear_attention(q, k, v, log_decay, initial_state=state, implementation=implementation)
+def _gated(q: Any, k: Any, v: Any, log_decay: Any, state: Any, **named: Any) -> Operands:
+    return gated_linear_attention(q, k, v, log_decay, initial_state=state, **named)
 
 
 def _gated_operands(shape: Shape, regime: str, random: np.random.Generator) -> Operands:
@@ -162,11 +164,9 @@ def _per_head_operands(shape: Shape, regime: str, random: np.random.Generator) -
     return q, k, v, log_decay[..., :1], state
 
 
-def _additive(
-    q: Any, logits: Any, v: Any, maximum: Any, total: Any, state: Any, implementation: str | None = None
-) -> Operands:
+def _additive(q: Any, logits: Any, v: Any, maximum: Any, total: Any, state: Any, **named: Any) -> Operands:
     before = AdditiveState(maximum, total, state)
-    o, after = additive_recurrence(q, logits, v, initial_state=before, implementation=implementation)
+    o, after = additive_recurrence(q, logits, v, initial_state=before, **named)
     return o, *after
 
 
@@ -177,8 +177,8 @@ def _additive_operands(shape: Shape, regime: str, random: np.random.Generator) -
     return *_global_operands(shape, regime, random), random.standard_normal(keys), total, state
 
 
-def _global(q: Any, logits: Any, v: Any, implementation: str | None = None) -> Operands:
-    return (additive_global(q, logits, v, implementation=implementation),)
+def _global(q: Any, logits: Any, v: Any, **named: Any) -> Operands:
+    return (additive_global(q, logits, v, **named),)
 
 
 def _global_operands(shape: Shape, regime: str, random: np.random.Generator) -> Operands:
@@ -189,8 +189,8 @@ def _global_operands(shape: Shape, regime: str, random: np.random.Generator) -> 
     return q / shape[-1] ** 0.5, logits, v
 
 
-def _conv(x: Any, w: Any, bias: Any, state: Any, implementation: str | None = None) -> Operands:
-    return causal_conv(x, w, bias, initial_state=state, implementation=implementation)
+def _conv(x: Any, w: Any, bias: Any, state: Any, **named: Any) -> Operands:
+    return causal_conv(x, w, bias, initial_state=state, **named)
 
 
 def _conv_operands(shape: Shape, regime: str, random: np.random.Generator) -> Operands:
@@ -201,6 +201,7 @@ def _conv_operands(shape: Shape, regime: str, random: np.random.Generator) -> Op
 
 LINEAR = Function("linear_scan", _linear, _linear_operands)
 CONSTANT = Function("linear_scan, constant decay", _linear, _constant_operands)
+COMPLEX = Function("linear_scan, complex", _linear, _complex_operands)
 DIAGONAL = Function("diagonal_ssm", _diagonal, _diagonal_operands)
 SELECTIVE = Function("selective_scan", _plain_selective, _plain_selective_operands)
 MAMBA = Function("selective_scan with D and z", _selective, _selective_operands)

@@ -89,8 +89,8 @@ def _checks(function: Function) -> Iterator[Check]:
             operands = _operands(function, regime, dtype)
             values, gradients = tested(operands, cotangents)
             with jax.enable_x64(True):
-                true_values, true_gradients = exact(*map(_double, (operands, cotangents)))
-            errors = {"value": _largest(values, true_values), "gradient": _largest(gradients, true_gradients)}
+                true_values, true_gradients = exact(*map(double, (operands, cotangents)))
+            errors = {"value": largest(values, true_values), "gradient": largest(gradients, true_gradients)}
             for kind, error in errors.items():
                 yield Check(function.name, regime, dtype, kind, error, bounds[kind])
 
@@ -111,12 +111,21 @@ def _with_gradients(run: Callable[..., Operands]) -> Callable[[Operands, Operand
     return both
 
 
-def _double(arrays: Operands) -> Operands:
+def double(arrays: Operands) -> Operands:
+    """The arrays in double precision, which must be enabled."""
     return tuple(jax.numpy.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64) for x in arrays)
 
 
-def _largest(found: Operands, expected: Operands) -> float:
-    """The largest error; NaN if one is."""
+def largest(found: Operands, expected: Operands) -> float:
+    """The largest error of arrays; NaN if one is.
+
+    Args:
+        found: arrays.
+        expected: what they should be.
+
+    Returns:
+        The error, relative to each array, or to what is negligible beside the largest.
+    """
     scale = max(float(np.linalg.norm(np.asarray(x))) for x in expected)
     errors: list[Any] = [relative_error(x, y, NEGLIGIBLE * scale) for x, y in zip(found, expected, strict=True)]
     return float(np.max(errors))

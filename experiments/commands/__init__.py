@@ -8,6 +8,7 @@ COMMANDS = {
     "show": "claims, tables and figures of one run",
     "compare": "two runs side by side: claims, config differences, paired seeds",
     "report": "REPORT.md and REPORT.html: every claim, its verdict, the figures",
+    "plan": "memory, operations and the least time of a training on TPUs that are not there",
     "bench": "what the training loop and the scans cost beside what they are compared with",
     "generate": "text from a trained language model, as it is made",
     "export": "a trained language model as safetensors and config.json",

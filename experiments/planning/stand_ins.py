@@ -1,0 +1,92 @@
+"""What the loaders of data sets give while a training is planned: examples of the true number, size and type.
+
+No pixel or word is real, and no training sees one: they are given only where `experiments.training.recording` has every
+training written down instead of done. Of a text there are a few articles, as a plan depends on the length of a row and
+not on how many rows there are.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.errors import UserError
+
+_ARTICLE = " = Title = \n\n" + " word , word <unk> . \n" * 500
+_ARTICLES = {"train": 24, "valid": 2, "test": 2}
+
+
+class Examples:
+    """Random access to one example, so many times."""
+
+    def __init__(self, count: int, example: Mapping[str, Any]) -> None:
+        """Keep it."""
+        self._count, self._example = count, dict(example)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One of them."""
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        return dict(self._example)
+
+
+def _cifar100(split: str) -> Examples:
+    from experiments.sources.cifar100 import EXAMPLES, SIDE
+
+    return Examples(EXAMPLES[split], {"image": np.zeros((SIDE, SIDE, 3), np.uint8), "label": np.int64(0)})
+
+
+def _imagenet(split: str) -> Examples:
+    from experiments.sources.imagenet import EXAMPLES
+
+    # A common size: what a training sees is cropped from it.
+    example = {"image": np.zeros((375, 500, 3), np.uint8), "label": np.int64(0), "file_name": b""}
+    return Examples(EXAMPLES[split], example)
+
+
+_DATA_SETS: Mapping[str, Callable[[str], Examples]] = {"cifar100": _cifar100, "imagenet2012": _imagenet}
+
+
+def data_set(name: str, split: str) -> Examples:
+    """In place of a data set of TensorFlow Datasets.
+
+    Args:
+        name: as TFDS calls it.
+        split: of it.
+
+    Returns:
+        A source with random access.
+
+    Raises:
+        UserError: no result that trains on it was planned before.
+    """
+    if name not in _DATA_SETS:
+        raise UserError(f"nothing stands in for the data set {name!r}; there is: {', '.join(_DATA_SETS)}")
+    return _DATA_SETS[name](split)
+
+
+def wikitext() -> dict[str, str]:
+    """In place of the three parts of WikiText-103: text of a few articles each."""
+    return {part: _ARTICLE * count for part, count in _ARTICLES.items()}
+
+
+def gpt2_tokenizer() -> str:
+    """In place of GPT-2's tokenizer: as many tokens, of which a text uses those of single bytes.
+
+    Returns:
+        Its JSON, in the format of Hugging Face's tokenizers.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from experiments.sources.wikitext import END_OF_TEXT, GPT2_TOKENS
+
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces += [f"token {number}" for number in range(GPT2_TOKENS - len(pieces) - 1)]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*pieces, END_OF_TEXT])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer.to_str()

@@ -15,7 +15,7 @@ $(error EXTRA is one of gpu, tpu, parity, gcs; given: $(EXTRA))
 endif
 
 # Compilers for accelerators, apart from what the results are computed with; versions from constraints.txt.
-COMPILERS := jax jaxlib libtpu jaxtyping
+COMPILERS := jax jaxlib libtpu jaxtyping absl-py jax-cuda13-plugin nvidia-cuda-nvcc nvidia-nvvm nvidia-nvjitlink
 
 .PHONY: help install reproduce reproduce-all demo test test-all disturb kernels check lint types notebooks clean
 .DEFAULT_GOAL := help
@@ -46,18 +46,19 @@ test-all: $(INSTALLED) ## every test, also the cases that CI has no time for
 disturb: $(INSTALLED) ## kill and damage ROUNDS=100 short trainings; each must end as if undisturbed
 	@$(VENV) tests/reliability/disturbance.py --rounds $(ROUNDS)
 
-kernels: ## compile every kernel for TPUs, without any, against lightnet/scan/budgets.json; WRITE=1 writes that
-	@$(KERNELS) -c 'import libtpu, jaxtyping' 2>/dev/null || { \
+kernels: ## compile every kernel for TPUs and GPUs, without any, against lightnet/scan/budgets.json; WRITE=1 writes that
+	@$(KERNELS) -c 'import libtpu, jaxtyping, absl, jax_cuda13_plugin' 2>/dev/null || { \
 	  "$(PYTHON)" -m venv --clear .venv-kernels && \
-	  $(KERNELS) -m pip install -q --disable-pip-version-check -c constraints.txt $(COMPILERS); }
+	  $(KERNELS) -m pip install -q --disable-pip-version-check -c constraints.txt -c .ci/kernels/constraints.txt $(COMPILERS); }
 	@$(KERNELS) .ci/compile_kernels.py $(if $(WRITE),--write)
 
 check: ## all that CI does: lint, types, tests, results at smoke, notebooks, README
 	@PYTHON="$(PYTHON)" bash .ci/run
 
-lint: $(INSTALLED) ## ruff: rules and format
+lint: $(INSTALLED) ## ruff: rules and format; shellcheck
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
+	@.venv/bin/shellcheck .ci/run launch/*.sh
 
 types: $(INSTALLED) ## mypy
 	@$(VENV) -m mypy

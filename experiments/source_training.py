@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.training.config import TrainConfig
-from experiments.training.loop import random_stream
 from experiments.training.together import mapped, train_together
+from experiments.training.update import random_stream
 
 Draw = Callable[[jax.Array], Any]
 """A random key -> one batch of training texts, whatever the loss takes."""

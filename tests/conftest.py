@@ -1,6 +1,7 @@
 """Strict numerics for every test, and no setting of the shell that started them.
 
-Of a slow test with several sets of parameters CI runs the first; `make test-all` runs every one.
+Of a slow test with several sets of parameters CI runs the first, and it runs the smallest preset of every result by
+itself, without the test of its values; `make test-all` runs every one.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("slow") is None or any(folder in item.path.parents for folder in EVERY_CASE):
             continue
         test = (item.path, getattr(item, "originalname", item.name))
-        if test in seen:
+        if test in seen or test[1] == "test_smoke_run":
             item.add_marker(pytest.mark.exhaustive)
         seen.add(test)
 

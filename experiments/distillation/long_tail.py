@@ -153,7 +153,7 @@ def train_experts(config: Config, variant: Variant, drawn: list[tuple[np.ndarray
 
     from experiments.distillation.networks import network
     from experiments.distillation.teachers import arrays, initial
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     net = network(config.network)
     keys = [jnp.stack([random_stream(seed, name) for seed in config.seeds]) for name in ("initialisation", "views")]

@@ -16,8 +16,8 @@ from experiments.distillation.measures import accuracy_of, beside
 from experiments.distillation.networks import Network, Outputs, network, say
 from experiments.distillation.objectives import Objective
 from experiments.distillation.teachers import Arrays, Params, Teachers, arrays, fit, initial, train_teachers
-from experiments.training.loop import random_stream
 from experiments.training.together import mapped
+from experiments.training.update import random_stream
 
 
 class Given(NamedTuple):

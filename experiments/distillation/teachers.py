@@ -24,8 +24,8 @@ from experiments.distillation.digits import (
     schedule,
 )
 from experiments.distillation.networks import IMAGE, Network, Outputs, network, say
-from experiments.training.loop import random_stream
 from experiments.training.together import mapped
+from experiments.training.update import random_stream
 
 PARTS = ("train", "validation", "test")
 Params = Any

@@ -228,7 +228,7 @@ def phantom_effect(seed: int, tokens: Sequence[int], width: int = 32) -> np.ndar
     import jax
     import jax.numpy as jnp
 
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
     from lightnet.scan import additive_recurrence
 
     shape = (64, max(tokens) + 1, 1, width)

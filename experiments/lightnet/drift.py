@@ -73,7 +73,7 @@ def generate(
     """
     import jax
 
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     logits, state = jax.jit(partial(model.apply, method="extend"))(params, prompt[None])
     states: list[Any] = [(state, logits[:, -1])]

@@ -342,7 +342,7 @@ def _samples(config: Config, model: Any, params: Any, asked: np.ndarray) -> np.n
     import jax.numpy as jnp
 
     from experiments.lightnet.ddpm import guided, noise_levels, sample
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     classes, levels = jnp.asarray(asked), noise_levels(config.times)
 

@@ -262,7 +262,7 @@ def stream_times(config: Config, model: Any, params: Any, prompt: np.ndarray, se
     Returns:
         The smallest of each median. Before the first bytes the step is compiled, which a median does not see.
     """
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
     from lightnet.decoding import stream
 
     key = random_stream(seed, "streamed samples")

@@ -205,7 +205,7 @@ def _accuracy(config: Config, model: Any, params: Any, test: tuple[np.ndarray, n
     import jax
     import jax.numpy as jnp
 
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     grids, labels = (np.repeat(column, config.repetitions, axis=0) for column in test)
     keys = jnp.stack([random_stream(seed, "test noise") for seed in config.seeds])

@@ -176,8 +176,10 @@ def tokens(config: Config, parts: Any) -> Tokens:
 def _vocabulary(path: str, text: Any) -> language.Vocabulary:
     """GPT-2's tokens, or as many of our own."""
     from experiments.sources.wikitext import GPT2_TOKENS, read_gpt2_tokenizer
+    from experiments.training.recording import recorder
 
-    if not path:
+    # While a training is planned there is not the text to train a tokenizer on, and GPT-2's has as many tokens.
+    if not path and recorder() is None:
         return language.vocabulary(GPT2_TOKENS, text)
     from tokenizers import Tokenizer
 

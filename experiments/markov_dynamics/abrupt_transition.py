@@ -117,7 +117,7 @@ def _train(config: Config, run_dir: Path) -> Curves:
     from experiments.markov_dynamics.label_model import LabelModel
     from experiments.source_training import train_on_source
     from experiments.sources import MixtureSequences
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     task = MixtureSequences(classes=config.classes, labels=config.labels, pairs=config.pairs)
     means = task.means(jax.random.key(0))

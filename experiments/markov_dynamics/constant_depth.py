@@ -143,7 +143,7 @@ def evaluation_set(config: Config, seed: int) -> dict[str, Any]:
     """
     from experiments.sources import InContextChains
     from experiments.sources.predictors import kgram_predictions, oracle_predictions
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     chains = InContextChains(2, config.order)
     shape = (config.evaluation_rows, config.length + 1)

@@ -22,7 +22,7 @@ from experiments.sources.predictors import (
     unigram_predictions,
 )
 from experiments.training.config import TrainConfig
-from experiments.training.loop import random_stream
+from experiments.training.update import random_stream
 
 STRATEGIES = ("uniform", "unigram", "bigram")
 

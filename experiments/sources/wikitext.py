@@ -16,12 +16,13 @@ from pathlib import Path
 
 from experiments.errors import UserError
 from experiments.sources.text import Corpus
+from experiments.training.recording import recorder
 
 WORDS = {"train": 103_227_021, "valid": 217_646, "test": 245_569}
 """Published numbers of words; the end of a line counts as one."""
 GPT2_TOKENS = 50_257
 _ARTICLE = re.compile(r"^(?= = [^=\n])", re.MULTILINE)
-_END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
 _KNOWN_TEXT, _KNOWN_TOKENS = "Hello, world!", [15496, 11, 995, 0]
 _ELSEWHERE = "the embedded alternative, lightnet/causal_lm, needs no files"
 
@@ -54,6 +55,10 @@ def read_wikitext(folder: str | Path) -> dict[str, Corpus]:
     Raises:
         UserError: a file is absent, or is not that part of WikiText-103.
     """
+    if recorder() is not None:
+        from experiments.planning import stand_ins
+
+        return {part: Corpus(f"WikiText-103, {part}", _articles(text)) for part, text in stand_ins.wikitext().items()}
     folder = Path(folder)
     if (folder / "dataset_info.json").exists():
         return {part: _checked(_prepared(folder, part), f"{folder}, {part}", part) for part in WORDS}
@@ -86,10 +91,14 @@ def _checked(text: str, path: str, part: str) -> Corpus:
     """The articles of a text that is that part."""
     if not (title := _ARTICLE.search(text)) or text[: title.start()].strip():
         raise UserError(f"{path} does not begin with the title of an article, ' = Title = '")
-    corpus = Corpus(f"WikiText-103, {part}", tuple(filter(None, _ARTICLE.split(text))))
+    corpus = Corpus(f"WikiText-103, {part}", _articles(text))
     if (words := count_words(corpus)) != WORDS[part]:
         raise UserError(f"{path} has {words} words, ends of lines included, expected the {WORDS[part]} of WikiText-103")
     return corpus
+
+
+def _articles(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, _ARTICLE.split(text)))
 
 
 def read_gpt2_tokenizer(path: str | Path) -> str:
@@ -104,6 +113,10 @@ def read_gpt2_tokenizer(path: str | Path) -> str:
     Raises:
         UserError: there is no such file, or it holds another tokenizer.
     """
+    if recorder() is not None:
+        from experiments.planning import stand_ins
+
+        return stand_ins.gpt2_tokenizer()
     from tokenizers import Tokenizer
 
     try:
@@ -114,7 +127,7 @@ def read_gpt2_tokenizer(path: str | Path) -> str:
         raise UserError(f"no file {path}: {told}") from None
     except Exception as error:  # what the Rust library raises is a plain Exception
         raise UserError(f"{path} is no tokenizer.json ({str(error).splitlines()[0][:100]})") from None
-    size, end = tokenizer.get_vocab_size(), tokenizer.token_to_id(_END_OF_TEXT)
+    size, end = tokenizer.get_vocab_size(), tokenizer.token_to_id(END_OF_TEXT)
     kind = described.get("pre_tokenizer") or {}
     found = tokenizer.encode(_KNOWN_TEXT).ids
     if (size, end) != (GPT2_TOKENS, GPT2_TOKENS - 1) or kind.get("type") != "ByteLevel" or found != _KNOWN_TOKENS:

@@ -303,7 +303,7 @@ def _states(init: Any, folder: Path, steps: np.ndarray, seed: int) -> Iterator[A
     import jax
 
     from experiments.training.checkpoint import Checkpoints
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     first = jax.jit(lambda: nn.meta.unbox(init(random_stream(seed, "initialisation"))))()
     yield first

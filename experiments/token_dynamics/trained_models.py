@@ -222,7 +222,7 @@ def shares(eigenvalues: np.ndarray) -> tuple[float, float]:
 def _drawn(config: Config) -> dict[str, list[float]]:
     """Both shares for each seed, over many layers at their initial values."""
 
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
     from ssm.dynamics.scenarios import spectrum
     from ssm.initializers import uniform_init
 

@@ -195,7 +195,7 @@ def run(config: Config, run_dir: Path) -> Result:
 
 def _rows(source: SwitchingSource, config: Config, seed: int) -> dict[str, np.ndarray]:
     """Rows of characters (N, length) of each part but the training's, from random numbers of their own."""
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     counts = {
         "tokenizer": -(-config.tokenizer_characters // config.length),
@@ -212,7 +212,7 @@ def _training_rows(source: SwitchingSource, config: Config, seed: int) -> np.nda
     """Fresh rows for every update; a longer training begins with the rows of a shorter one."""
     import jax
 
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     count = max(config.train.steps, config.character_steps) * config.train.batch_size
     keys = [jax.random.fold_in(random_stream(seed, "training"), i) for i in range(-(-count // CHUNK_ROWS))]

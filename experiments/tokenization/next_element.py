@@ -196,7 +196,7 @@ def prepare(config: Config, name: str) -> Rows:
         return _chains_in_context(config)
     from experiments.source_training import evaluation_texts
     from experiments.tokenization.theory import log_probability
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     source = _source(name)
     fit = np.asarray(source.sample(random_stream(0, "training"), (config.pool_rows, config.length)))
@@ -220,7 +220,7 @@ def _chains_in_context(config: Config) -> Rows:
 
     from experiments.sources import InContextChains
     from experiments.sources.predictors import kgram_predictions
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     chains = InContextChains(2)
     fit = chains.sample(random_stream(0, "training"), (config.pool_rows, config.length)).symbols
@@ -262,7 +262,7 @@ def _hidden_markov(config: Config, rows: Rows) -> list[float]:
     import jax.numpy as jnp
 
     from experiments.baselines.hidden_markov import baum_welch, log_likelihood, random_model
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     losses = []
     for seed, scored in zip(config.seeds, rows.scored, strict=True):

@@ -12,7 +12,7 @@ from experiments.tokenization.bpe import BPETokenizer
 from experiments.tokenization.characters import CharacterTokenizer
 from experiments.tokenization.losses import held_out_loss
 from experiments.tokenization.tokenizer import Tokenizer
-from experiments.training.loop import random_stream
+from experiments.training.update import random_stream
 
 
 def draw_rows(source: Source, seed: int, counts: Mapping[str, int], length: int) -> dict[str, NDArray[np.int32]]:

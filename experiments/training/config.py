@@ -42,14 +42,14 @@ class MeshConfig:
     tensor: int = 1
     """Devices that split heads, hidden units and vocabulary."""
     sequence: int = 1
-    """Devices that split the length of a sequence; only 1 so far: the loop does not split its batches along it yet."""
+    """Devices that split the length of a sequence, which is best a multiple of them."""
 
     def __post_init__(self) -> None:
         """Check that sizes are positive, with at most one -1."""
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor, "sequence": self.sequence}
         for name, size in sizes.items():
             if size != -1:
-                require(f"mesh.{name}", size, 1, 1 if name == "sequence" else math.inf)
+                require(f"mesh.{name}", size, 1)
         if list(sizes.values()).count(-1) > 1:
             raise ValueError(f"mesh: got {sizes}, expected at most one -1")
 

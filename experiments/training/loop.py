@@ -17,13 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import grain
 import jax
 import numpy as np
-import optax
 from etils import epath
-from jax.sharding import Mesh
 
 from experiments.distributed import agree, is_primary
 from experiments.errors import UserError
@@ -33,20 +30,21 @@ from experiments.training.background import failures_raised
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import TrainConfig
 from experiments.training.data import DeviceBatches, data_hash, examples
-from experiments.training.mesh import batch_sharding, make_mesh, state_shardings
+from experiments.training.mesh import batch_sharding, make_mesh
 from experiments.training.metrics import MetricsLog, Progress
 from experiments.training.optimizer import make_optimizer
 from experiments.training.profile import StepTrace
+from experiments.training.recording import recorder
 from experiments.training.start import Position, begin, binding, say_what_is_missing
 from experiments.training.task import Batch, Metrics, Task, Variables
 from experiments.training.update import (
     Report,
     TrainState,
     evaluated,
-    initial_state,
+    initializer,
     leaf_names,
     make_update,
-    random_stream,
+    parts_of_a_batch,
     variables_of,
 )
 
@@ -107,6 +105,8 @@ def train(
         ValueError: the loss or a metric has another form than `Task` says.
         Preempted: SIGTERM arrived; everything is saved.
     """
+    if (record := recorder()) is not None:
+        return record(config, task, data, seed=seed, label=label)
     with preemption.training(label) as notice:
         return _train(config, task, data, epath.Path(as_path(folder)), seed, label, notice)
 
@@ -117,12 +117,12 @@ def _train(
     if task.evaluate is None and (judged := config.stop_metric or config.checkpoint.best):
         raise UserError(f"train: {judged!r} shall be judged, and the task has nothing to evaluate")
     mesh = make_mesh(config.mesh)
-    microbatches = _microbatches(config, mesh)
+    microbatches = parts_of_a_batch(config, mesh)
     bound = binding(config, data_hash(data), seed)
     stream = examples(data, seed=seed) if isinstance(data, Mapping) else data
     optimizer = make_optimizer(config.optimizer, config.steps, task.labels)
     with jax.set_mesh(mesh), failures_raised(), ExitStack() as opened:
-        create, shardings, shapes = _initializer(task, optimizer, config, seed, mesh)
+        create, shardings, shapes = initializer(task, optimizer, config, seed, mesh)
         checkpoints = opened.enter_context(closing(Checkpoints(folder / "checkpoints", config.checkpoint)))
         start = begin(checkpoints, folder, create, shapes, shardings, bound, label)
         agree("what is trained, and the step to start from", [bound, start.step])
@@ -164,34 +164,6 @@ def _row_names(data: Any, seed: int) -> Callable[[range], list[int]]:
         return list
     rows = examples({"row": np.arange(len(next(iter(data.values()))))}, seed=seed)
     return lambda indices: [int(rows[index]["row"]) for index in indices]
-
-
-def _microbatches(config: TrainConfig, mesh: Mesh) -> int:
-    """Parts of a batch that the devices take one after the other."""
-    copies = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % copies:
-        raise UserError(
-            f"train.batch_size: got {config.batch_size}, expected a multiple of {copies}, "
-            "the number of devices along the mesh axes data and fsdp"
-        )
-    share = config.batch_size // copies
-    largest = min(config.device_batch or share, share)
-    # Parts of equal size: the fewest that fit.
-    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= largest)
-
-
-def _initializer(
-    task: Task, optimizer: optax.GradientTransformation, config: TrainConfig, seed: int, mesh: Mesh
-) -> tuple[Callable[[], TrainState], Any, Any]:
-    """How to create the first state right into its shardings, those shardings, and the shapes."""
-
-    def create() -> TrainState:
-        return initial_state(task.init(random_stream(seed, "initialisation")), optimizer, config.ema_decay > 0)
-
-    boxed = jax.eval_shape(create)
-    shardings = state_shardings(boxed, mesh)
-    jitted = jax.jit(lambda: nn.meta.unbox(create()), out_shardings=shardings)
-    return jitted, shardings, nn.meta.unbox(boxed)
 
 
 @dataclass

@@ -1,11 +1,13 @@
 """The device mesh, and the one table that maps a model's logical axes to it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.errors import UserError
 from experiments.training.config import MeshConfig
@@ -24,6 +26,9 @@ LOGICAL_AXIS_RULES = (
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Arrange the devices along the axes data, fsdp, tensor and sequence.
 
+    Devices of several slices, which the network of the data centre connects, are arranged so that only the axis data
+    crosses from one slice to another; fsdp crosses too where data is smaller than the number of slices.
+
     Args:
         config: sizes; one may be -1 and takes what is left.
         devices: defaults to all.
@@ -32,7 +37,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         The mesh, all axes automatic: `jit` decides how an operation is split from the shardings of its inputs.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices, or cannot be cut into the slices.
 
     Example:
         >>> make_mesh(MeshConfig(), jax.devices()[:1]).shape["data"]
@@ -45,15 +50,30 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     if math.prod(sizes) != len(devices):
         shape = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, asked, strict=True))
         raise UserError(f"mesh: {shape} does not multiply to the {len(devices)} devices there are")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    between = _between_slices(sizes, slices)
+    within = [size // part for size, part in zip(sizes, between, strict=True)]
+    return Mesh(create_hybrid_device_mesh(within, between, devices), AXES, axis_types=types)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def _between_slices(sizes: Sequence[int], slices: int) -> list[int]:
+    """How often each axis crosses from one slice to another."""
+    data = math.gcd(sizes[0], slices)
+    fsdp = slices // data
+    if sizes[1] % fsdp:
+        raise UserError(f"mesh: data {sizes[0]}, fsdp {sizes[1]} cannot be cut into the {slices} slices there are")
+    return [data, fsdp, *[1] * (len(sizes) - 2)]
+
+
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Split the leading axis of a batch over the axes data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+def state_shardings(abstract_state: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings of a state from the logical axis names that its leaves carry; leaves without names are replicated.
 
     Args:
@@ -81,5 +101,5 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(fit, shapes, specs)
 
 
-def _size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+def _size(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...]) -> int:
     return math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes))

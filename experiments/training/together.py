@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.training.config import OptimizerConfig, TrainConfig
-from experiments.training.loop import Outcome, random_stream, train
+from experiments.training.loop import Outcome, train
 from experiments.training.task import Metrics, Task
+from experiments.training.update import random_stream
 
 OneLoss = Callable[[Any, jax.Array, jax.Array], jax.Array]
 

@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AbstractMesh, Mesh
 
+from experiments.errors import UserError
 from experiments.training.config import TrainConfig
+from experiments.training.mesh import state_shardings
 from experiments.training.optimizer import Labels
 from experiments.training.task import Batch, Loss, Metrics, Task, Variables
 
@@ -105,6 +109,56 @@ def initial_state(variables: Variables, optimizer: optax.GradientTransformation,
 def variables_of(params: Params, collections: Mapping[str, Any]) -> Variables:
     """What `Task.loss` and `Task.evaluate` take."""
     return {**params, **collections} if collections else params
+
+
+def parts_of_a_batch(config: TrainConfig, mesh: Mesh | AbstractMesh) -> int:
+    """Parts of a batch that the devices take one after the other.
+
+    Args:
+        config: the batch, and how much of it a device takes at once.
+        mesh: of the devices.
+
+    Returns:
+        Their number.
+
+    Raises:
+        UserError: the devices cannot share the batch.
+    """
+    copies = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % copies:
+        raise UserError(
+            f"train.batch_size: got {config.batch_size}, expected a multiple of {copies}, "
+            "the number of devices along the mesh axes data and fsdp"
+        )
+    share = config.batch_size // copies
+    largest = min(config.device_batch or share, share)
+    # Parts of equal size: the fewest that fit.
+    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= largest)
+
+
+def initializer(
+    task: Task, optimizer: optax.GradientTransformation, config: TrainConfig, seed: int, mesh: Mesh | AbstractMesh
+) -> tuple[Callable[[], TrainState], Any, Any]:
+    """How to create the first state right into its shardings.
+
+    Args:
+        task: what is trained.
+        optimizer: of optax.
+        config: whether an average is kept.
+        seed: of the initial values.
+        mesh: that the state is spread over.
+
+    Returns:
+        The function that creates it, its shardings, and its shapes.
+    """
+
+    def create() -> TrainState:
+        return initial_state(task.init(random_stream(seed, "initialisation")), optimizer, config.ema_decay > 0)
+
+    boxed = jax.eval_shape(create)
+    shardings = state_shardings(boxed, mesh)
+    jitted = jax.jit(lambda: nn.meta.unbox(create()), out_shardings=shardings)
+    return jitted, shardings, nn.meta.unbox(boxed)
 
 
 def evaluated(state: TrainState) -> Variables:

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.distributed import initialize_from_environment
+from experiments.distributed import _meeting, initialize_from_environment
 from experiments.errors import UserError
-from experiments.processes import _suspicion
+from experiments.processes import _free_port, _suspicion
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,6 +152,7 @@ def test_fewer_than_one_process_is_refused(call, toy, refused):
         ({"LIGHTNET_PROCESSES": "2", "LIGHTNET_PROCESS": "0"}, "LIGHTNET_COORDINATOR is not"),
         ({"LIGHTNET_PROCESS": "2", "LIGHTNET_PROCESSES": "2", "LIGHTNET_COORDINATOR": "a:1"}, "got 2 of .* 2"),
         ({"LIGHTNET_PROCESS": "x", "LIGHTNET_PROCESSES": "2", "LIGHTNET_COORDINATOR": "a:1"}, "got x of .* 2"),
+        ({"LIGHTNET_PROCESSES": "auto", "LIGHTNET_PATIENCE": "soon"}, "LIGHTNET_PATIENCE: got 'soon'"),
     ],
 )
 def test_a_half_set_environment_is_refused(monkeypatch, given, message):
@@ -174,3 +176,97 @@ def test_origin_gives_another_folder_and_is_no_evidence(call, toy, refused, run_
     assert len(run_folders()) == 3 and re.fullmatch(r"cpu-[0-9a-f]{8}", plain)
     commands = [(folder / "result.json").read_text() for folder in run_folders()]
     assert sum(f"--init_from {tmp_path}" in text and '"init_from"' in text for text in commands) == 1
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1000",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        (SLURM, "slurm"),
+        ({**SLURM, "SLURM_NTASKS": "1"}, "alone"),
+        ({name: value for name, value in SLURM.items() if name != "SLURM_PROCID"}, "alone"),  # an allocation, no step
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, "gketpu"),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, "alone"),
+        ({"LIGHTNET_PROCESSES": "auto"}, None),
+        ({**SLURM, "LIGHTNET_PROCESSES": "1"}, "alone"),
+    ],
+)
+def test_a_cluster_is_noticed(given, method):
+    meeting = _meeting(given)
+    assert method == ("alone" if meeting is None else meeting["cluster_detection_method"])
+
+
+IN_A_STEP = """
+import os, sys
+from experiments.distributed import initialize_from_environment, is_primary, wait_for_all
+from experiments.errors import UserError
+
+initialize_from_environment()
+import jax
+
+wait_for_all("the start")
+print(jax.process_index(), jax.process_count(), len(jax.devices()), is_primary(), flush=True)
+if is_primary():
+    try:
+        wait_for_all("the end")
+    except UserError as error:
+        print(error, flush=True)
+    os._exit(0)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_two_tasks_of_a_step_of_slurm_meet_and_one_that_does_not_come_is_named():
+    job = _job_with_a_free_port()
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_A_STEP],
+            env={**os.environ, **SLURM, "SLURM_JOB_ID": job, "SLURM_PROCID": str(number), "LIGHTNET_PATIENCE": "5"},
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    told = tasks[0].communicate(timeout=120)[0].splitlines()
+    other = tasks[1].communicate(timeout=120)[0].splitlines()
+    assert told[0] == "0 2 2 True" and other[0] == "1 2 2 False"
+    assert told[1] == "the end: waited 5 s (LIGHTNET_PATIENCE) for process 1 in vain"
+
+
+@pytest.mark.slow
+def test_a_process_that_finds_nobody_ends(process, toy):
+    one = {"LIGHTNET_PROCESS": "0", "LIGHTNET_PROCESSES": "2", "LIGHTNET_PATIENCE": "3"}
+    done = process("run", toy, env={**one, "LIGHTNET_COORDINATOR": f"localhost:{_free_port()}"})
+    assert done.returncode == -signal.SIGABRT  # by the runtime
+    assert done.stderr.startswith("waiting for the other processes, at most 3 s (LIGHTNET_PATIENCE)\n")
+
+
+def test_without_a_cluster_to_be_found(process, toy):
+    done = process("run", toy, env={"LIGHTNET_PROCESSES": "auto"})
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: LIGHTNET_PROCESSES is auto, and JAX finds no cluster here (")
+
+
+def _job_with_a_free_port() -> str:
+    """Number of a job from which JAX makes a port, of the 4,096 highest, that nobody listens on."""
+    for job in range(4096):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("localhost", 61440 + job))
+            except OSError:
+                continue
+            return str(job)
+    raise AssertionError("all ports are taken")

@@ -12,6 +12,7 @@ from experiments.lightnet.switches import BASE, VARIANTS, combined, described
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_variant_has_equally_many_parameters():
     size = causal_switches.PRESETS["cpu"].model
     for variant in VARIANTS.values():
@@ -46,7 +47,7 @@ def test_the_combination_takes_the_best_of_each_switch_and_keeps_lightnets_own_w
 @pytest.mark.slow
 def test_the_phantoms_effect_is_the_share_of_its_weight():
     # Without values the weights alone decide: one channel, so output' = output * total / (total + 1).
-    from experiments.training.loop import random_stream
+    from experiments.training.update import random_stream
 
     q, logits, v = jax.random.normal(random_stream(3, "phantom"), (3, 64, 9, 1, 1))
     total = np.cumsum(np.exp(np.asarray(logits, np.float64)), axis=1)

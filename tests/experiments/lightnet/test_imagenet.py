@@ -28,8 +28,8 @@ def parameters(config, name):
     [
         ("tiny", "lightnet+both", 6_028_280),
         ("tiny", "softmax+learned", 5_691_496),
-        pytest.param("tiny", "multiplicative-4+lrpe", 5_951_080, marks=pytest.mark.slow),
         pytest.param("small", "lightnet+both", 22_819_832, marks=pytest.mark.slow),
+        pytest.param("tiny", "multiplicative-4+lrpe", 5_951_080, marks=pytest.mark.slow),
         pytest.param("small", "softmax+learned", 21_998_824, marks=pytest.mark.slow),
         pytest.param("small", "multiplicative-4+lrpe", 22_517_992, marks=pytest.mark.slow),
     ],

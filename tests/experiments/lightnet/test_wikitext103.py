@@ -36,6 +36,7 @@ def test_the_recipe_is_the_published_one():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_models_have_the_parameters_of_lightnet_to_within_a_hundredth():
     models = described(PAPER, GPT2)
     sizes = {name: language.count_parameters(model.build()) for name, model in models.items()}

@@ -41,6 +41,7 @@ def test_what_is_hidden():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_models_have_the_parameters_of_lightnet_to_within_a_hundredth():
     sizes = {
         name: count_parameters(model, np.zeros((1, 8), np.int32)) for name, model in models_of(PAPER, 50_257).items()

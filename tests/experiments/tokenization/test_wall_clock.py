@@ -20,6 +20,7 @@ def timed(milliseconds):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_seconds_are_updates_times_the_time_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(clock, "take_turns", timed(iter((20.0, 40.0))))
     result = check_run(wall_clock, PRESETS["smoke"], tmp_path, absent=ALL)

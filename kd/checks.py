@@ -81,6 +81,31 @@ def as_mask(mask: Any, shape: tuple[int, ...]) -> Array | None:
     return jnp.asarray(mask)
 
 
+def as_counted(mask: Any, **operands: Any) -> tuple[Array | None, tuple[Array, ...]]:
+    """A mask, and one number per token of each operand, in float32 at least and 0 where nothing counts.
+
+    Args:
+        mask: (...), or None.
+        **operands: (...), by the name of the argument.
+
+    Returns:
+        The mask, and the arrays in the order of the arguments: whatever stood where nothing counts is gone before it
+        is computed with, so that it reaches neither a value nor a gradient.
+
+    Raises:
+        ValueError: one of them is not as stated.
+
+    Example:
+        >>> _, (x,) = as_counted(np.array([True, False]), x=jnp.array([2.0, jnp.nan]))
+        >>> x.tolist()
+        [2.0, 0.0]
+    """
+    arrays = as_floats("...", **operands)
+    mask = as_mask(mask, arrays[0].shape)
+    arrays = tuple(at_least_float32(x) for x in arrays)
+    return mask, arrays if mask is None else tuple(jnp.where(mask, x, 0) for x in arrays)
+
+
 def as_labels(y: Any, shape: tuple[int, ...], classes: int, *, name: str = "y", mask: Array | None = None) -> Array:
     """Integer labels in [0, classes); where they are known their values are checked, but for masked ones.
 

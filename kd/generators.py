@@ -8,9 +8,12 @@
     chi2_qp             chi^2(q || p)     (u - 1)^2                                       2 (u - 1)
     chi2_pq             chi^2(p || q)     (1 - u)^2 / u                                   1 - 1 / u^2
     squared_hellinger   Hellinger^2       (sqrt u - 1)^2                                  1 - 1 / sqrt u
+    jeffreys            both KLs          (u - 1) log u                                   log u + 1 - 1 / u
+    softened_kl         2 KL(m || p)      (u + 1) log((u + 1) / 2)                        log((u + 1) / 2) + 1
     alpha(a)            alpha             (u^(1 - a) - (1 - a) u - a) / (a (a - 1))       (1 - u^-a) / a
 
-The first argument of D_f is what is trained. Sources: Go et al. (arXiv 2302.08215), Wang et al. (arXiv 2309.16240).
+m is the mean of p and q. The first argument of D_f is what is trained.
+Sources: Go et al. (arXiv 2302.08215), Wang et al. (arXiv 2309.16240).
 """
 
 import math
@@ -48,7 +51,29 @@ GENERATORS = {
     "chi2_qp": Generator(lambda x: jnp.expm1(x) ** 2, lambda x: 2 * jnp.expm1(x)),
     "chi2_pq": Generator(lambda x: 4 * jnp.sinh(x / 2) ** 2, lambda x: -jnp.expm1(-2 * x)),
     "squared_hellinger": Generator(lambda x: jnp.expm1(x / 2) ** 2, lambda x: -jnp.expm1(-x / 2)),
+    "jeffreys": Generator(lambda x: times(jnp.expm1(x), x), lambda x: x - jnp.expm1(-x)),
+    "softened_kl": Generator(
+        lambda x: times(1 + jnp.exp(x), jax.nn.softplus(x) - math.log(2)),
+        lambda x: jax.nn.softplus(x) - math.log(2) + 1,
+    ),
 }
+
+
+def as_generator(generator: str | Generator) -> Generator:
+    """A generator by its name, or the user's own.
+
+    Raises:
+        ValueError: there is none of that name.
+
+    Example:
+        >>> as_generator("forward_kl") is GENERATORS["forward_kl"]
+        True
+    """
+    if isinstance(generator, str):
+        if generator not in GENERATORS:
+            raise ValueError(f"generator: got {generator!r}, expected one of {', '.join(GENERATORS)}, or a Generator")
+        return GENERATORS[generator]
+    return generator
 
 
 def alpha(alpha: float | int) -> Generator:
@@ -92,11 +117,7 @@ def f_divergence(generator: str | Generator = "jensen_shannon") -> Row:
         >>> float(row.phi(jnp.log(0.5), jnp.log(0.75)).round(6))
         0.125
     """
-    if isinstance(generator, str):
-        if generator not in GENERATORS:
-            raise ValueError(f"generator: got {generator!r}, expected one of {', '.join(GENERATORS)}, or a Generator")
-        generator = GENERATORS[generator]
-    f, derivative = generator
+    f, derivative = as_generator(generator)
 
     def phi(lp: Array, lq: Array) -> Array:
         absent = lp == -jnp.inf

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_floats, at_least_float32, check_number
-from kd.generators import GENERATORS, Generator
+from kd.generators import Generator, as_generator
 from kd.typing import Array, Number
 
 LARGEST_LOG_RATIO = 20.0
@@ -106,8 +106,4 @@ def f_dpo_loss(
 
 
 def _derivative(generator: str | Generator, log_ratio: Array, largest: Number) -> Array:
-    if isinstance(generator, str):
-        if generator not in GENERATORS:
-            raise ValueError(f"generator: got {generator!r}, expected one of {', '.join(GENERATORS)}, or a Generator")
-        generator = GENERATORS[generator]
-    return generator.derivative(jnp.clip(log_ratio, -largest, largest))
+    return as_generator(generator).derivative(jnp.clip(log_ratio, -largest, largest))

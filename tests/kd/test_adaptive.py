@@ -123,8 +123,8 @@ def test_f_dpg_has_the_gradient_of_the_divergence(name, generator):
     plain, shifted, want = in_float64(
         lambda z: (jax.grad(sampled)(z, 0.0), jax.grad(sampled)(z, 0.7), jax.grad(exact)(z)), z
     )
-    np.testing.assert_allclose(plain, want, rtol=1e-9, atol=1e-13)
-    np.testing.assert_allclose(shifted, want, rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(plain, want, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(shifted, want, rtol=1e-10, atol=1e-14)
 
 
 def test_f_dpo():

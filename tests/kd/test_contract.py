@@ -53,6 +53,24 @@ SEQUENCE = {
 }
 
 
+def tokens(f):
+    """A loss of log probabilities of tokens, by a denominator, as one of arrays (B, T, D)."""
+    return meaned(lambda s, t, mask: f(s[..., 0], t[..., 0], mask=mask))
+
+
+def kdrl(s, t, mask, denominator):
+    A = jnp.where(mask, t[..., 1], 0).sum(1)
+    return kd.kdrl_loss(s[..., 0], t[..., 0], A, beta=0.3, mask=mask, denominator=denominator)
+
+
+SEQUENCE |= {
+    "kl_surrogate": (tokens(kd.kl_surrogate), S, TEACHER),
+    "kl_surrogate, k3": (tokens(partial(kd.kl_surrogate, kind="k3")), S, TEACHER),
+    "kdrl_loss": (kdrl, S, TEACHER),
+    "dph_anchor": (tokens(partial(kd.dph_anchor, generator="jensen_shannon")), S, TEACHER),
+}
+
+
 def cases(table, quick):
     return [pytest.param(name, id=name, marks=[pytest.mark.slow] * (name not in quick)) for name in table]
 

@@ -43,10 +43,10 @@ def attention_transfer(f_s: ArrayInput, f_t: ArrayInput, *, power: int = 2, rele
 
     def attention(f: Array) -> Array:
         Q = jnp.sum(jnp.abs(at_least_float32(f)) ** power, axis=3).reshape(len(f), -1)
-        return Q / jnp.where((norm := _norm(Q)) > 0, norm, 1)[:, None]
+        return Q / jnp.where((norm := euclidean_norm(Q)) > 0, norm, 1)[:, None]
 
     difference = attention(f_s) - attention(jax.lax.stop_gradient(f_t))
-    return jnp.mean(difference**2) if released else jnp.mean(_norm(difference))
+    return jnp.mean(difference**2) if released else jnp.mean(euclidean_norm(difference))
 
 
 def rkd_distance(f_s: ArrayInput, f_t: ArrayInput) -> Array:
@@ -74,7 +74,7 @@ def rkd_distance(f_s: ArrayInput, f_t: ArrayInput) -> Array:
     size = len(f_s)
 
     def relative(f: Array) -> Array:
-        distances = _norm(f[:, None] - f[None])
+        distances = euclidean_norm(f[:, None] - f[None])
         mean = jnp.sum(distances) / (size * (size - 1))
         return distances / jnp.where(mean > 0, mean, 1)
 
@@ -107,9 +107,9 @@ def rkd_angle(f_s: ArrayInput, f_t: ArrayInput) -> Array:
 
     def cosines(f: Array) -> Array:
         to = f[None] - f[:, None]
-        length = _norm(to)
-        unit = to / jnp.where(length > 0, length, 1)[..., None]
-        return jnp.einsum("jid,jkd->jik", unit, unit, precision="highest")
+        length = euclidean_norm(to)
+        direction = to / jnp.where(length > 0, length, 1)[..., None]
+        return jnp.einsum("jid,jkd->jik", direction, direction, precision="highest")
 
     other = ~jnp.eye(size, dtype=bool)
     triplets = other[:, :, None] & other[:, None] & other[None]
@@ -152,7 +152,7 @@ def crd(f_s: ArrayInput, f_t: ArrayInput, negatives: ArrayInput, *, samples: int
     check_count("samples", samples)
     check_number("temperature", temperature, above=0)
     fixed = jax.lax.stop_gradient((f_t, at_least_float32(negatives)))
-    anchor, positive, negative = (_unit(x) for x in (f_s, *fixed))
+    anchor, positive, negative = (unit(x) for x in (f_s, *fixed))
     shift = jnp.log(negatives.shape[1] / samples)
     agrees = jnp.einsum("bd,bd->b", anchor, positive, precision="highest") / temperature - shift
     differs = jnp.einsum("bd,bnd->bn", anchor, negative, precision="highest") / temperature - shift
@@ -167,11 +167,22 @@ def _embeddings(f_s: ArrayInput, f_t: ArrayInput, at_least: int) -> tuple[Array,
     return at_least_float32(f_s), at_least_float32(jax.lax.stop_gradient(f_t))
 
 
-def _norm(x: Array) -> Array:
-    """Euclidean norm along the last axis, with gradient 0 at 0."""
+def euclidean_norm(x: Array) -> Array:
+    """Euclidean norm along the last axis, with gradient 0 at 0.
+
+    Example:
+        >>> jax.grad(lambda x: euclidean_norm(x))(jnp.zeros(2)).tolist()
+        [0.0, 0.0]
+    """
     squared = jnp.sum(x * x, axis=-1)
     return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
 
 
-def _unit(x: Array) -> Array:
-    return x / jnp.where((norm := _norm(x)) > 0, norm, 1)[..., None]
+def unit(x: Array) -> Array:
+    """x / |x| along the last axis; 0, with gradient 0, at 0.
+
+    Example:
+        >>> unit(jnp.array([[0.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
+    """
+    return x / jnp.where((norm := euclidean_norm(x)) > 0, norm, 1)[..., None]

@@ -8,7 +8,8 @@ is largest at u = data / ref, that is at pi = data, for every f: it is the varia
 implicit reward f'(u) as the witness. For f = u log u the second term is E_ref u, which is 1 for every normalised pi, so
 that what is left is E_data log u: maximum likelihood, and nothing in it holds pi near the reference. Nothing of this is
 quoted: it follows from the definitions, and the tests check it on tables. What arXiv 2507.00018 states of the implicit
-reward of fine-tuning has another form, which is not verified; see `implicit_reward_loss`.
+reward of fine-tuning has another form, in the logits as a soft Q function, of which only the abstract was read: it is
+taken to be `sequence_match` of the data alone, linear or chi2, and that is not verified.
 """
 
 import jax

@@ -63,7 +63,33 @@ def kdrl(s, t, mask, denominator):
     return kd.kdrl_loss(s[..., 0], t[..., 0], A, beta=0.3, mask=mask, denominator=denominator)
 
 
+def by_mask(f):
+    return lambda s, t, mask, n: f(s, t, mask=mask, denominator=n)
+
+
+def with_tokens(f):
+    """A loss along sequences that are the teacher's most likely ones."""
+    return lambda s, t, mask, n: f(s, t, jnp.where(mask, jnp.argmax(t, axis=-1), -100), mask=mask, denominator=n)
+
+
+def hybrid(s, t, mask, denominator):
+    ids = np.array([0, 3]), np.array([1, 2])
+    return kd.hybrid_uld(s, t[..., :5], *ids, mask=mask, denominator=denominator)
+
+
+def matched(s, t, mask, denominator):
+    actions = jnp.where(mask, jnp.argmax(t, axis=-1), -100)
+    args = {"own_mask": mask, "denominator": denominator, "own_denominator": denominator}
+    return kd.sequence_match(s, actions, s + 1.0, actions, mask=mask, **args)
+
+
 SEQUENCE |= {
+    "gkd": (by_mask(kd.gkd), S, TEACHER),
+    "uld": (by_mask(kd.uld), S, TEACHER),
+    "hybrid_uld": (hybrid, S, TEACHER),
+    "sequence_kd": (with_tokens(lambda s, t, tokens, **args: kd.sequence_kd(s, tokens, **args)), S, TEACHER),
+    "minillm": (with_tokens(kd.minillm), S, TEACHER),
+    "sequence_match": (matched, S, TEACHER),
     "kl_surrogate": (tokens(kd.kl_surrogate), S, TEACHER),
     "kl_surrogate, k3": (tokens(partial(kd.kl_surrogate, kind="k3")), S, TEACHER),
     "kdrl_loss": (kdrl, S, TEACHER),

@@ -35,7 +35,11 @@ from kd.fusion import fuse_logits, solve_alpha
 from kd.generators import GENERATORS, Generator
 from kd.hidden_states import block_cross_entropy, hidden_cosine, hidden_norm
 from kd.policies import (
+    BaselineState,
     balance_over_time,
+    baseline_start,
+    baseline_update,
+    baseline_value,
     best_of_n,
     best_of_n_bound,
     clipped_policy_loss,
@@ -60,8 +64,16 @@ from kd.policies import (
     tilted_value,
     whiten,
 )
-from kd.sampled import f_dpg_loss, f_dpo_loss
-from kd.schedules import dkd_warmup, mdcs_weight, temperature_anneal
+from kd.sampled import f_dpg_cost, f_dpg_loss, f_dpo_loss
+from kd.schedules import (
+    Schedule,
+    distillm_schedule,
+    dkd_warmup,
+    mdcs_weight,
+    of_step,
+    taid_schedule,
+    temperature_anneal,
+)
 from kd.sequences import (
     Alignment,
     Backspaced,
@@ -93,10 +105,12 @@ __all__ = [
     "GENERATORS",
     "Alignment",
     "Backspaced",
+    "BaselineState",
     "BothLosses",
     "DistiLLMState",
     "Generator",
     "Noised",
+    "Schedule",
     "TAIDState",
     "abkd",
     "akl",
@@ -104,6 +118,9 @@ __all__ = [
     "apply_backspace",
     "attention_transfer",
     "balance_over_time",
+    "baseline_start",
+    "baseline_update",
+    "baseline_value",
     "bd_kd",
     "bd_weights",
     "best_of_n",
@@ -120,6 +137,7 @@ __all__ = [
     "didi_loss",
     "didi_reward",
     "dist",
+    "distillm_schedule",
     "distillm_start",
     "distillm_update",
     "divergence",
@@ -129,6 +147,7 @@ __all__ = [
     "dph_anchor",
     "f_distill_loss",
     "f_distill_weights",
+    "f_dpg_cost",
     "f_dpg_loss",
     "f_dpo_loss",
     "f_sft_loss",
@@ -154,6 +173,7 @@ __all__ = [
     "mdcs_diversity",
     "mdcs_weight",
     "minillm",
+    "of_step",
     "own_sequences",
     "pld",
     "reduce_tokens",
@@ -171,6 +191,7 @@ __all__ = [
     "span_log_probs",
     "sparse_divergence",
     "taid",
+    "taid_schedule",
     "taid_start",
     "taid_update",
     "teacher_mixed_logits",

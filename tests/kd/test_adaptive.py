@@ -146,6 +146,26 @@ def test_f_dpo():
 
 
 @pytest.mark.slow
+def test_masked_samples():
+    given = RANDOM.normal(size=(4, 5)).astype(np.float32)
+    mask = np.array([True, False, True, True, False])
+    losses = [
+        lambda a, b, c, d, m: f_dpg_loss(a, b, c, mask=m),
+        lambda a, b, c, d, m: f_dpo_loss(a, b, c, d, generator="forward_kl", mask=m),
+    ]
+    for loss in losses:
+        both = jax.jit(jax.value_and_grad(loss))
+        few, dirty, none = (
+            both(*given[:, mask], mask[mask]),
+            both(*np.where(mask, given, np.nan), mask),
+            both(*np.full_like(given, np.inf), np.zeros_like(mask)),
+        )
+        np.testing.assert_allclose(dirty[0], few[0], rtol=1e-6)
+        np.testing.assert_allclose(dirty[1][mask], few[1], rtol=1e-5, atol=1e-7)
+        assert (dirty[1][~mask] == 0).all() and none[0] == 0 and (none[1] == 0).all()
+
+
+@pytest.mark.slow
 def test_ratios_far_out_stay_finite():
     far = np.array([-500.0, 500.0], np.float32)
     zero = np.zeros(2, np.float32)

@@ -4,11 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from kd.schedules import dkd_warmup, mdcs_weight, temperature_anneal
+from kd.adaptive import taid_start, taid_update
+from kd.policies import kdrl_beta
+from kd.schedules import distillm_schedule, dkd_warmup, mdcs_weight, of_step, taid_schedule, temperature_anneal
 
 SCHEDULES = [
     (dkd_warmup, (0, 5, 20, 100), (0, 0.25, 1, 1)),
     (mdcs_weight, (0, 10, 20, 300), (0, 0.3, 0.6, 0.6)),
+    (kdrl_beta, (0, 40, 80, 280), (5e-3, 3e-3, 1e-3, 1e-3)),
     (lambda epoch: temperature_anneal(epoch, start=4.0, epochs=7), (0, 2, 6), (4, 3, 1)),
 ]
 
@@ -16,6 +19,29 @@ SCHEDULES = [
 @pytest.mark.parametrize(("schedule", "epochs", "values"), SCHEDULES)
 def test_values(schedule, epochs, values):
     np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(np.array(epochs)), values, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_one_loop_follows_them_all():
+    """Compiled, with metrics of every kind: the states are those of the functions."""
+    schedules = {"teacher": of_step(kdrl_beta), "target": taid_schedule(20, rate=0.1), "own": distillm_schedule()}
+    losses = np.array([3.0, 2.0, 2.5, 1.0], np.float32)
+
+    @jax.jit
+    def update(states, metrics):
+        return {name: schedule.update(states[name], metrics) for name, schedule in schedules.items()}
+
+    states = {name: schedule.start for name, schedule in schedules.items()}
+    taid = taid_start()
+    for step, loss in enumerate(losses, 1):
+        states = update(states, {"step": step, "loss": loss, "validation_loss": loss + 1, "accuracy": 0.5})
+        taid = taid_update(taid, loss, step, steps=20, rate=0.1)
+    values = {name: float(schedule.value(states[name])) for name, schedule in schedules.items()}
+    np.testing.assert_allclose(values["teacher"], kdrl_beta(4), rtol=1e-6)
+    np.testing.assert_allclose(values["target"], taid.interpolation, rtol=1e-6)
+    assert values["own"] == 0
+    untouched = update(states, {"accuracy": 0.5})
+    jax.tree.map(np.testing.assert_array_equal, untouched, states)
 
 
 def test_refused():

@@ -200,6 +200,18 @@ def test_the_best_discriminator_is_the_log_ratio():
     np.testing.assert_allclose(have, [logits[0, [0, 2]].mean(), 0], rtol=1e-12)
 
 
+@pytest.mark.slow
+def test_baseline_of_recent_samples():
+    parts = [RANDOM.normal(size=n).astype(np.float32) for n in (3, 5, 1, 6, 2)]
+    state, seen = kd.baseline_start(7), []
+    for part in parts:
+        mask = RANDOM.random(len(part)) < 0.7
+        state = jax.jit(kd.baseline_update)(state, np.where(mask, part, np.nan), mask=mask)
+        seen.extend(part[mask])
+        np.testing.assert_allclose(kd.baseline_value(state), np.mean(seen[-7:]) if seen else 0, rtol=1e-5, atol=1e-7)
+    assert len(seen) > 7
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

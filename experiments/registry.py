@@ -26,7 +26,9 @@ from experiments.results import PRESET_NAMES, About, Claim, Config, Result, Stor
 
 PACKAGE = Path(__file__).resolve().parent
 _MOST_NAMES = 12  # that one line may list
-NOT_PAPERS = frozenset({"training", "sources", "baselines", "commands", "planning", "reporting", "scan_benchmark"})
+NOT_PAPERS = frozenset(
+    {"training", "sources", "baselines", "commands", "planning", "records", "reporting", "scan_benchmark"}
+)
 
 
 @dataclass(frozen=True)

@@ -12,5 +12,6 @@ COMMANDS = {
     "bench": "what the training loop and the scans cost beside what they are compared with",
     "generate": "text from a trained language model, as it is made",
     "export": "a trained language model as safetensors and config.json",
+    "data": "text as rows of tokens in shards on disk or in a bucket; verify and measure them",
     "doctor": "versions, devices, optional parts, what is writable",
 }

@@ -104,8 +104,8 @@ PRESETS = {
 CLAIMS = (
     Claim(
         "lightnet/prepared-rows-keep-up",
-        "tokens per second that one process reads in training order over those that an update of the model can take, the "
-        "smallest of the models",
+        "tokens per second that one process reads in training order over those that an update of the model can take, "
+        "the smallest of the models",
         "above",
         5.0,
         kind="ours",

@@ -30,7 +30,7 @@ from lightnet.scan.additive import (
 )
 from lightnet.scan.conv import CONV, causal_conv, causal_conv_step
 from lightnet.scan.diagonal import DIAGONAL, diagonal_ssm, diagonal_step
-from lightnet.scan.dispatch import Asked, choices
+from lightnet.scan.dispatch import calls, choices
 from lightnet.scan.gated import GATED, gated_linear_attention, gated_linear_step
 from lightnet.scan.linear import LINEAR, linear_scan, linear_step
 from lightnet.scan.selective import SELECTIVE, selective_scan, selective_step
@@ -78,12 +78,13 @@ def explain(function: str, *arguments: Any, **named: Any) -> str:
     """
     if function not in _RECURRENCES:
         raise ValueError(f"function: got {function!r}, expected one of {', '.join(_RECURRENCES)}")
-    asked = Asked()
+    call = None
     if arguments or named:
-        with asked.during():
+        with calls() as found:
             arrays = {name: x for name, x in named.items() if hasattr(x, "shape")}
             others = {name: x for name, x in named.items() if name not in arrays}
             jax.eval_shape(partial(globals()[function], **others), *arguments, **arrays)
-    found = choices(_RECURRENCES[function], asked.operands)
-    lines = [f"{function} on {platform}: {name} ({why})" for platform, (name, why) in found.items()]
-    return "\n".join([*lines, *([f"{function} on this mesh: {asked.placed}"] if asked.placed else [])])
+        call = found[-1]
+    answers = choices(_RECURRENCES[function], call)
+    lines = [f"{function} on {platform}: {name} ({why})" for platform, (name, why) in answers.items()]
+    return "\n".join([*lines, *([f"{function} on this mesh: {call.placed}"] if call and call.placed else [])])

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from lightnet.scan.placement import Placement, placement
+from lightnet.scan.placement import Placement, of_one_device, placement
 from lightnet.scan.recurrence import Recurrence, Tokens
 from lightnet.scan.sharded import sharded
 
@@ -17,24 +16,32 @@ IMPLEMENTATIONS = ("reference", "xla", "pallas", "pallas_interpret")
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-@dataclass
-class Asked:
-    """What `explain` wants to know of a call: the operands of one device, and the split over the mesh."""
+class Call(NamedTuple):
+    """What of a call decides which implementation can run it.
 
-    operands: Any = None
+    Attributes:
+        operands: pytree of what has a shape and a dtype, those of one device.
+        options: static arguments of the recurrence.
+        placed: the split over the mesh, or None where there is none.
+    """
+
+    operands: Any
+    options: dict[str, Any]
     placed: Placement | None = None
 
-    @contextmanager
-    def during(self) -> Iterator[None]:
-        """Note the calls in this context; the last one stays."""
-        token = _ASKED.set(self)
-        try:
-            yield
-        finally:
-            _ASKED.reset(token)
+
+_CALLS: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
 
 
-_ASKED: ContextVar[Asked | None] = ContextVar("asked", default=None)
+@contextmanager
+def calls() -> Iterator[list[Call]]:
+    """All that are dispatched in this context, in their order."""
+    found: list[Call] = []
+    token = _CALLS.set(found)
+    try:
+        yield found
+    finally:
+        _CALLS.reset(token)
 
 
 def dispatch(
@@ -67,67 +74,58 @@ def dispatch(
         raise ValueError(
             f"implementation: got {implementation!r}, expected None or one of {', '.join(IMPLEMENTATIONS)}"
         )
+    given = operands, initial_state, tokens
+    if implementation == "reference":
+        return recurrence.reference(*given, **options)
+    letters = recurrence.axes.operands
+    # The compiler can split XLA's form over what is left of the mesh, but no kernel.
+    some, every = (placement(recurrence.axes, operands, everywhere=flag) for flag in (False, True))
+    call = Call(of_one_device(letters, operands, every), options, every)
+    able = {} if implementation == "xla" else _kernels(recurrence, implementation, call)
+    if (noted := _CALLS.get()) is not None:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), call.operands)
+        noted.append(Call(shapes, options, every if able else some))
+    xla = partial(recurrence.xla, **options)
+    default = _split(recurrence, xla, some, options)
+    if not able:
+        return default(*given)
+    if implementation == "pallas_interpret":
+        return _split(recurrence, partial(able["tpu"], interpret=True, **options), every, options)(*given)
+    branches = {
+        platform: _split(recurrence, _in_dtypes_of(xla, partial(kernel, **options)), every, options)
+        for platform, kernel in able.items()
+    }
+    try:
+        return jax.lax.platform_dependent(*given, default=default if implementation is None else None, **branches)
+    except NotImplementedError as error:  # under `jit` it is raised where the program is lowered
+        raise ValueError(
+            f"implementation: got 'pallas', expected another where {recurrence.name} has no kernel: "
+            f"it has them for {', '.join(able)}"
+        ) from error
 
-    def run(operands: Any, initial_state: Any, tokens: Tokens) -> Any:
-        return _run(recurrence, implementation, operands, initial_state, tokens, **options)
 
-    placed = None if implementation == "reference" else placement(recurrence.axes, operands)
-    if (asked := _ASKED.get()) is not None:
-        asked.placed = placed
-    if placed is None:
-        return run(operands, initial_state, tokens)
-    if recurrence.split is not None and placed.parts["L"] > 1:
-        _kernels(recurrence, implementation, operands)
-    return sharded(recurrence, run, placed, operands, initial_state, tokens, **options)
-
-
-def choices(recurrence: Recurrence, operands: Any = None) -> dict[str, tuple[str, str]]:
+def choices(recurrence: Recurrence, call: Call | None = None) -> dict[str, tuple[str, str]]:
     """For each platform, what `implementation=None` runs there and why.
 
     Args:
         recurrence: which.
-        operands: what it would be called with; None for the general answer.
+        call: None for the general answer.
 
     Returns:
         platform -> (implementation, reason).
     """
     found = {}
     for platform in PLATFORMS:
-        reason = _why_not(recurrence, platform, operands)
+        reason = _why_not(recurrence, platform, call)
         if reason is None and not recurrence.kernels[platform].timed:
             reason = "the kernel, which implementation='pallas' runs, has not been timed on this platform"
         found[platform] = ("xla", reason) if reason else ("pallas", "a kernel for this platform")
     return found
 
 
-def _run(
-    recurrence: Recurrence,
-    implementation: str | None,
-    operands: Any,
-    initial_state: Any,
-    tokens: Tokens,
-    **options: Any,
-) -> Any:
-    """Call the implementation that a name stands for, with the operands of one device."""
-    if (asked := _ASKED.get()) is not None:
-        asked.operands = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), operands)
-    if implementation in ("reference", "xla"):
-        return getattr(recurrence, implementation)(operands, initial_state, tokens, **options)
-    able = _kernels(recurrence, implementation, operands)
-    if implementation is None and not able:
-        return recurrence.xla(operands, initial_state, tokens, **options)
-    if implementation == "pallas_interpret":
-        return able["tpu"](operands, initial_state, tokens, interpret=True, **options)
-    xla = partial(recurrence.xla, **options)
-    branches = {p: _in_dtypes_of(xla, partial(k, **options)) for p, k in able.items()}
-    default = xla if implementation is None else None
-    try:
-        return jax.lax.platform_dependent(operands, initial_state, tokens, default=default, **branches)
-    except NotImplementedError as error:  # under `jit` it is raised where the program is lowered
-        raise ValueError(
-            f"implementation: got 'pallas', expected another where {recurrence.name} has no kernel: "
-            f"it has them for {', '.join(able)}"
-        ) from error
+def _split(recurrence: Recurrence, run: Callable, placed: Placement | None, options: dict[str, Any]) -> Callable:
+    """The same for whole arrays, each device with its part of them."""
+    return run if placed is None else partial(sharded, recurrence, run, placed, **options)
 
 
 def _in_dtypes_of(xla: Callable, kernel: Callable) -> Callable:
@@ -140,15 +138,15 @@ def _in_dtypes_of(xla: Callable, kernel: Callable) -> Callable:
     return run
 
 
-def _kernels(recurrence: Recurrence, implementation: str | None, operands: Any) -> dict[str, Callable]:
-    """The kernels that can run these operands, by platform; an error if a kernel is asked for and there is none."""
-    able = {p: kernel for p, kernel in recurrence.kernels.items() if _why_not(recurrence, p, operands) is None}
+def _kernels(recurrence: Recurrence, implementation: str | None, call: Call) -> dict[str, Callable]:
+    """The kernels that can run this, by platform; an error if a kernel is asked for and there is none."""
+    able = {p: kernel for p, kernel in recurrence.kernels.items() if _why_not(recurrence, p, call) is None}
     if implementation == "pallas_interpret":
         able = {p: kernel for p, kernel in able.items() if p == "tpu"}
     if implementation is None:
         able = {p: kernel for p, kernel in able.items() if kernel.timed}
     if implementation in ("pallas", "pallas_interpret") and not able:
-        reasons = "; ".join(f"{p}: {_why_not(recurrence, p, operands)}" for p in PLATFORMS)
+        reasons = "; ".join(f"{p}: {_why_not(recurrence, p, call)}" for p in PLATFORMS)
         raise ValueError(
             f"implementation: {implementation!r} cannot run {recurrence.name} here ({reasons}); "
             "expected None, 'reference' or 'xla'"
@@ -156,9 +154,13 @@ def _kernels(recurrence: Recurrence, implementation: str | None, operands: Any) 
     return {p: kernel.run for p, kernel in able.items()}
 
 
-def _why_not(recurrence: Recurrence, platform: str, operands: Any) -> str | None:
+def _why_not(recurrence: Recurrence, platform: str, call: Call | None) -> str | None:
     if platform not in recurrence.kernels:
         return "there is no kernel for this platform"
     if jax.dtypes.canonicalize_dtype("float64").itemsize == 8:
         return "under jax_enable_x64 the kernel's indices would have 64 bits, which it cannot have"
-    return None if operands is None else recurrence.kernels[platform].refusal(operands)
+    if call is None:
+        return None
+    if recurrence.split is not None and call.placed is not None and call.placed.parts["L"] > 1:
+        return "the kernel is for whole sequences, and the mesh splits them"
+    return recurrence.kernels[platform].refusal(call.operands, **call.options)

@@ -3,6 +3,7 @@
 Axes go by their letters. A sequence is padded with masked tokens until it divides; any other axis that does not divide
 is not split. Axes of the mesh that are then left over, or that the table does not name, stay as they are, automatic; if
 they are explicit they hold copies, because the loops of the recurrences index arrays in ways that types do not follow.
+And so they do for kernels, which no compiler can split.
 """
 
 import math
@@ -44,12 +45,14 @@ class Placement(NamedTuple):
         return "; ".join(split) or "every device computes everything"
 
 
-def placement(axes: Axes, operands: Any) -> Placement | None:
+def placement(axes: Axes, operands: Any, *, everywhere: bool = False) -> Placement | None:
     """Where the arrays of a call go on the mesh that `jax.set_mesh` has set.
 
     Args:
         axes: letters of the recurrence.
         operands: what it is called with.
+        everywhere: whether nothing is left to the compiler: along axes of the mesh that nothing is split over, all
+            devices compute the same.
 
     Returns:
         The placement, or None where there are no devices to choose from.
@@ -58,8 +61,8 @@ def placement(axes: Axes, operands: Any) -> Placement | None:
         >>> placement(Axes(("B L D",), "B D", "B L D"), (jnp.zeros((1, 2, 3)),)) is None
         True
     """
-    kinds = axis_types()
-    sizes = {name: jax.sharding.get_abstract_mesh().shape[name] for name in kinds}
+    mesh, kinds = jax.sharding.get_abstract_mesh(), axis_types()
+    sizes = {name: mesh.shape[name] for name in kinds}
     lengths: dict[str, int] = {}
     for x, letters in pairs(axes.operands, operands):
         for letter, size in zip(letters, x.shape, strict=True):
@@ -67,8 +70,10 @@ def placement(axes: Axes, operands: Any) -> Placement | None:
     names = {letter: _divisors(letter, lengths[letter], sizes) for letter in MESH_AXES if letter in lengths}
     parts = {letter: math.prod(sizes[name] for name in split) for letter, split in names.items()}
     explicit = {name for name, kind in kinds.items() if kind == AxisType.Explicit}
-    manual = explicit.union(*names.values())
-    if all(sizes[name] == 1 for name in manual):
+    manual = set(kinds) if everywhere else explicit.union(*names.values())
+    # Inside another `jax.shard_map` kernels need even the axes that have one device.
+    taken = everywhere and 0 < len(kinds) < len(mesh.axis_names)
+    if all(sizes[name] == 1 for name in manual) and not taken:
         return None
     return Placement(names, parts, lengths, frozenset(manual), manual != set(sizes))
 
@@ -134,14 +139,24 @@ def whole_parts(letters: Any, operands: Any, tokens: Tokens, placed: Placement) 
     return with_letters(pad, letters, operands), Tokens(keep, jnp.pad(real, ((0, 0), (0, extra))))
 
 
+def of_one_device(letters: Any, operands: Any, placed: Placement | None) -> Any:
+    """What one device gets of the operands, as shapes and dtypes; the operands themselves where nothing is placed."""
+    if placed is None:
+        return operands
+
+    def whole(operands: Any) -> Any:
+        return whole_parts(letters, enough_groups(letters, operands, placed), Tokens(None, None), placed)[0]
+
+    def part(x: Any, names: list[str]) -> jax.ShapeDtypeStruct:
+        counts = [placed.parts[letter] if axes else 1 for letter, axes in _split(x.shape, names, placed)]
+        return jax.ShapeDtypeStruct([size // n for size, n in zip(x.shape, counts, strict=True)], x.dtype)
+
+    return with_letters(part, letters, jax.eval_shape(whole, operands))
+
+
 def spec(shape: tuple[int, ...], letters: list[str], placed: Placement) -> PartitionSpec:
     """An axis of size 1 that others have longer is everyone's."""
-
-    def names(letter: str, size: int) -> tuple[str, ...] | None:
-        found = placed.names.get("H" if letter == "G" else letter)
-        return found if found and size > 1 else None
-
-    return PartitionSpec(*(names(letter, size) for letter, size in zip(letters, shape, strict=True)))
+    return PartitionSpec(*(axes or None for _, axes in _split(shape, letters, placed)))
 
 
 def with_letters(f: Callable, letters: Any, arrays: Any) -> Any:
@@ -153,6 +168,15 @@ def pairs(letters: Any, arrays: Any) -> list[tuple[Any, list[str]]]:
     """The arrays of a tree, each with its letters."""
     found: list[tuple[Any, list[str]]] = []
     with_letters(lambda x, names: found.append((x, names)), letters, arrays)
+    return found
+
+
+def _split(shape: tuple[int, ...], letters: list[str], placed: Placement) -> list[tuple[str, tuple[str, ...]]]:
+    """For each axis the letter that it goes with, and the axes of the mesh that it is split over."""
+    found = []
+    for letter, size in zip(letters, shape, strict=True):
+        letter = "H" if letter == "G" else letter
+        found.append((letter, placed.names.get(letter, ()) if size > 1 else ()))
     return found
 
 

@@ -46,13 +46,13 @@ class Kernel(NamedTuple):
 
     Attributes:
         run: called like the others.
-        refusal: operands -> why it cannot run these, or None.
+        refusal: (operands, **options) -> why it cannot run these, or None.
         timed: whether `implementation=None` runs it; if not, since no measured table says yet that it is faster than
             `xla`, it runs only where `implementation="pallas"` asks for it.
     """
 
     run: Callable
-    refusal: Callable[[Any], str | None]
+    refusal: Callable[..., str | None]
     timed: bool = True
 
 

@@ -61,7 +61,7 @@ def global_gpu(operands: Operands, initial_state: None, tokens: Tokens, *, num_s
     return _attend(*padded)[0][:, :length]
 
 
-def refusal(operands: Any) -> str | None:
+def refusal(operands: Any, **_: Any) -> str | None:
     """Why the kernel cannot run these."""
     q, logits, v, factor, runs = operands
     if factor is not None or runs is not None:

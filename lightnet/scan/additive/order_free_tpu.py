@@ -35,7 +35,7 @@ from lightnet.scan.additive.blocks_tpu import (
     without_room,
 )
 from lightnet.scan.additive.chunk import finite
-from lightnet.scan.additive.order_free import Operands, global_xla, second_order
+from lightnet.scan.additive.order_free import Operands, second_order
 from lightnet.scan.additive.reference import Operands as Four
 from lightnet.scan.additive.schedule import AT, FIELDS, KEYS, QUERIES, VALUES, most_items, schedule
 from lightnet.scan.additive.tiles import Sight, State, added, behind, nonzero, weighted, wide
@@ -48,7 +48,7 @@ TOKENS_BACKWARD = 512  # the same backward, and forward with key factors
 TOKENS_OF_SEGMENTS = 128  # the same for several segments
 HEADS = 4  # of size 128 side by side in a program, if possible
 MOST_NUMBERS = (1 << 19, 1024)  # of a program's states and of a row of its tokens, for which VMEM has room
-MOST_ITEMS = 1 << 14  # of all sequences: beyond, their table is too long for scalar memory, and XLA's form runs
+MOST_ITEMS = 1 << 14  # of all sequences: beyond, their table is too long for scalar memory
 
 
 class Packed(NamedTuple):
@@ -63,18 +63,20 @@ def global_tpu(
 ) -> Array:
     """See `global_reference`."""
     *four, runs = operands
-    batch, length, _, value = operands[2].shape
-    if runs is not None:
-        most = 3 * (-(-2 * length // TOKENS_OF_SEGMENTS) + num_segments + 1)
-        if batch * most > MOST_ITEMS:
-            return global_xla(operands, None, tokens, num_segments=num_segments)
     o = _attend(fitted(tuple(four)), Packed(runs, tokens), num_segments, interpret)[0]  # type: ignore[arg-type]
-    return o[..., :value]
+    return o[..., : operands[2].shape[-1]]
 
 
-def refusal(operands: Any) -> str | None:
+def refusal(operands: Any, *, num_segments: int) -> str | None:
     """Why the kernel cannot run these."""
-    return wrong_precision(operands[:4]) or without_room(operands, HEADS, MOST_NUMBERS)
+    if wrong := wrong_precision(operands[:4]) or without_room(operands, HEADS, MOST_NUMBERS):
+        return wrong
+    batch, length = operands[2].shape[:2]
+    # At most: blocks of bfloat16 have twice as many tokens.
+    items = batch * most_items(-(-2 * length // TOKENS_OF_SEGMENTS), num_segments + 1, 3)
+    if operands[4] is not None and items > MOST_ITEMS:
+        return f"{num_segments} segments of {batch} sequences of {length} tokens take more than {MOST_ITEMS} steps"
+    return None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

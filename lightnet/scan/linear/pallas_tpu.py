@@ -236,6 +236,6 @@ def _split(refs: Any, counts: tuple[int, ...]) -> list[Any]:
     return [[refs.pop(0) for _ in range(count)] for count in counts]
 
 
-def refusal(operands: Any) -> str | None:
+def refusal(operands: Any, **_: Any) -> str | None:
     """Why the kernel cannot run these."""
     return wrong_precision(operands, (jnp.float32, jnp.bfloat16, jnp.complex64))

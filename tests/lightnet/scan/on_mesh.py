@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from lightnet.scan.linear import LINEAR
 from lightnet.scan.mesh import lie
 from lightnet.scan.placement import placement
 from lightnet.scan.recurrence import tokens_of
+from tests.lightnet.scan import calls
 from tests.lightnet.scan.calls import CALLS, cotangents, operands, placed_on
 
 AXES = ("data", "tensor", "sequence")
@@ -102,6 +104,18 @@ def on_explicit_axes(name: str) -> None:
 
                 have = value_and_gradients(call, jax.tree.map(lies, given), out)(*jax.tree.map(lies, args))
             closeness(f"{name} on explicit axes", have, want)
+
+
+def left_over(name: str) -> None:
+    """Three channels or heads for two devices, and an axis of an unknown name: nothing is lost, or counted twice."""
+    calls.D = calls.H = calls.G = 3
+    args = operands(name, 4, 16, seed=0)
+    for call in (CALLS[name], partial(CALLS[name], implementation="pallas_interpret")):
+        out = cotangents(call, args, {})
+        want = value_and_gradients(call, {}, out)(*args)
+        with jax.set_mesh(mesh_of((2, 2, 2), axes=("data", "tensor", "other"))):
+            have = value_and_gradients(call, {}, out)(*args)
+        closeness(f"{name} with axes left over", have, want)
 
 
 def inside_another_shard_map(name: str) -> None:

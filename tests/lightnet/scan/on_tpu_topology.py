@@ -2,45 +2,96 @@
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests.lightnet.scan import calls
 from tests.lightnet.scan.calls import CALLS, cotangents, operands, placed_on
 
 AXES = ("data", "tensor", "sequence")
 
 
-def compile_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
-    """For a 2x2 slice of v5e chips, with arguments that lie split on it."""
+def slice_of(shape: tuple[int, ...], axes: tuple[str, ...] = AXES) -> Mesh:
+    """A 2x2 slice of v5e chips."""
     chips = topologies.get_topology_desc("v5e:2x2", platform="tpu")
     assert math.prod(shape) == len(chips.devices)
-    mesh, call = topologies.make_mesh(chips, shape, AXES), CALLS[name]
+    return topologies.make_mesh(chips, shape, axes)
 
-    def whole(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+def whole(mesh: Mesh, x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+
+def compiled(mesh: Mesh, call: Callable, args: tuple, out: Any) -> str:
+    """The program of value and gradients."""
 
     def both(args: tuple, out: Any) -> Any:
         value, pull = jax.vjp(call, *args)
         return value, pull(out)
 
-    args = operands(name, 4, 64, seed=0)
-    given = tuple(placed_on(mesh, name, args))
-    out = jax.tree.map(whole, cotangents(call, args, {}))
     with jax.set_mesh(mesh):
-        compiled = jax.jit(both).trace(given, out).lower(lowering_platforms=("tpu",)).compile()
-    # A state that enters, or a sum over all tokens, comes from the other chips.
-    moves = any(kind in compiled.as_text() for kind in ("all-gather", "all-reduce"))
-    assert moves or shape[2] == 1, f"{name} on {shape}: nothing is exchanged"
+        return jax.jit(both).trace(args, out).lower(lowering_platforms=("tpu",)).compile().as_text()
+
+
+def split(name: str) -> None:
+    """With arguments that lie split as the function splits them."""
+    for shape in ((2, 2, 1), (2, 1, 2), (1, 1, 4)):
+        mesh, args = slice_of(shape), operands(name, 4, 64, seed=0)
+        out = jax.tree.map(lambda x, mesh=mesh: whole(mesh, x), cotangents(CALLS[name], args, {}))
+        text = compiled(mesh, CALLS[name], tuple(placed_on(mesh, name, args)), out)
+        # A state that enters, or a sum over all tokens, comes from the other chips.
+        moves = any(kind in text for kind in ("all-gather", "all-reduce"))
+        assert moves or shape[2] == 1, f"{name} on {shape}: nothing is exchanged"
+
+
+def left_over(name: str) -> None:
+    """Kernels where axes of the mesh are left over: three channels or heads for two chips, and unknown names."""
+    calls.D = calls.H = calls.G = 3
+    args = operands(name, 4, 64, seed=0)
+    states = {"additive_recurrence": 3, "additive_global": 0}.get(name, 1)
+    half = [x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x for x in args[: len(args) - states]]
+    for axes in (("data", "tensor"), ("batch", "model")):
+        mesh = slice_of((2, 2), axes)
+        for given in (args, (*half, *args[len(args) - states :])):
+            rows = NamedSharding(mesh, PartitionSpec(axes[0]))
+            lie = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) if len(x) == 4 else x for x in given]
+            out = jax.tree.map(lambda x, mesh=mesh: whole(mesh, x), jax.eval_shape(CALLS[name], *given))
+            kernels = compiled(mesh, CALLS[name], tuple(lie), out).count('custom_call_target="tpu_custom_call"')
+            assert kernels == 2, f"{name} on {axes}: {kernels} kernels forward and backward"
+
+
+def inside_another_shard_map(name: str) -> None:
+    """Whose axes are taken; of the others, one has two chips or one."""
+    args = operands(name, 4, 64, seed=0)
+    specs = tuple(PartitionSpec("data") if len(x) == 4 else PartitionSpec() for x in args)
+    out = jax.eval_shape(CALLS[name], *args)
+    for shape in ((2, 2), (4, 1)):
+        mesh = slice_of(shape, ("data", "other"))
+        call = jax.shard_map(
+            CALLS[name],
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=jax.tree.map(lambda _: PartitionSpec("data"), out),
+            axis_names={"data"},
+            check_vma=False,
+        )
+        lie = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+            for x, spec in zip(args, specs, strict=True)
+        ]
+        text = compiled(mesh, call, tuple(lie), jax.tree.map(lambda x, mesh=mesh: whole(mesh, x), out))
+        assert "tpu_custom_call" in text
 
 
 if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
     assert jnp.zeros(()).devices().pop().platform == "cpu"
-    for name in sys.argv[1:]:
-        for shape in ((2, 2, 1), (2, 1, 2), (1, 1, 4)):
-            compile_forward_and_backward(name, shape)
+    check, *names = sys.argv[1:]
+    for name in names:
+        globals()[check](name)
     print("ok")

@@ -1,12 +1,14 @@
 """The dispatcher: which implementation runs, and what `explain` says of it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from lightnet.scan import explain
-from lightnet.scan.dispatch import choices, dispatch
+from lightnet.scan import additive_global, explain
+from lightnet.scan.dispatch import Call, choices, dispatch
 from lightnet.scan.recurrence import Axes, Kernel, Recurrence, tokens_of
 from tests.lightnet.scan.calls import CALLS, operands
 
@@ -20,12 +22,12 @@ AXES = Axes("D", "D", "D")
 PLAIN = Recurrence("plain", AXES, reference=named("r"), xla=named("xl"))
 
 
-def kernel(name, refusal=lambda operands: None, **options):
+def kernel(name, refusal=lambda operands, **options: None, **options):
     return Kernel(named(name), refusal, **options)
 
 
-def too_large(operands):
-    return "operands above 1" if float(operands.max()) > 1 else None
+def too_large(operands, add=0):
+    return "operands above 1" if float(operands.max()) + add > 1 else None
 
 
 SMALL_ONLY = Recurrence(
@@ -51,9 +53,10 @@ def test_a_name_is_honoured():
 
 def test_the_kernel_of_the_platform_that_is_lowered_for_is_the_default():
     assert run(SMALL_ONLY, None) == 4
-    assert run(SMALL_ONLY, "pallas", add=5) == 9
+    assert run(SMALL_ONLY, "pallas", add=1) == 5
     assert run(SMALL_ONLY, "pallas_interpret") == 3
     assert run(SMALL_ONLY, None, ZERO + 2) == 4  # a refused operand: 2 + the two letters of "xl"
+    assert run(SMALL_ONLY, None, add=5) == 7  # and a refused option
     assert jax.jit(lambda x: dispatch(PLAIN, None, x, ZERO, NO_TOKENS)[0])(ZERO)[0] == 2
 
 
@@ -91,8 +94,9 @@ def test_choices_say_what_runs_where_and_why():
     assert set(choices(PLAIN)) == {"cpu", "cuda", "tpu"}
     assert choices(PLAIN)["tpu"] == ("xla", "there is no kernel for this platform")
     assert choices(SMALL_ONLY)["tpu"][0] == "pallas"
-    assert choices(SMALL_ONLY, ZERO + 2)["tpu"] == ("xla", "operands above 1")
-    assert choices(SMALL_ONLY, ZERO)["cuda"][0] == "xla"
+    assert choices(SMALL_ONLY, Call(ZERO + 2, {}))["tpu"] == ("xla", "operands above 1")
+    assert choices(SMALL_ONLY, Call(ZERO, {"add": 5}))["tpu"] == ("xla", "operands above 1")
+    assert choices(SMALL_ONLY, Call(ZERO, {}))["cuda"][0] == "xla"
 
 
 def test_interpreting_needs_the_kernel_for_tpus():
@@ -110,9 +114,41 @@ def test_explain_names_platforms_and_the_mesh():
         with jax.checking_leaks():
             lines = explain("linear_scan", x, b=x, mask=mask).splitlines()
         alone = explain("linear_scan", *(jax.ShapeDtypeStruct((1, 1, 1), jnp.float32),) * 2).splitlines()
+        no_kernel = explain("causal_conv", *(jax.ShapeDtypeStruct((1, 1, 1)[:n], jnp.float32) for n in (3, 2)))
     assert lines[-1] == "linear_scan on this mesh: B over data (2 parts); L over sequence (2 parts)"
     assert len(lines) == 4
-    assert len(alone) == 3
+    assert alone[3:] == ["linear_scan on this mesh: every device computes everything"]  # on TPUs
+    assert len(no_kernel.splitlines()) == 3
+
+
+@pytest.mark.parametrize("segments", [5000, 6000])
+def test_explain_says_what_runs_for_as_many_segments(segments):
+    """The kernel for TPUs has no room for the order of more of them; the part of one device counts."""
+    q, ids = jax.ShapeDtypeStruct((4, 512, 1, 128), jnp.float32), jax.ShapeDtypeStruct((4, 512), jnp.int32)
+    given = {"segment_ids": ids, "num_segments": segments}
+    why = f"{segments} segments of 4 sequences of 512 tokens take more than 16384 steps"
+    assert f"on tpu: xla ({why})" in explain("additive_global", q, q, q, **given)
+
+    def run(q, segment_ids, implementation):
+        given = {"segment_ids": segment_ids, "num_segments": segments}
+        return additive_global(q, q, q, implementation=implementation, **given)
+
+    default = jax.jit(partial(run, implementation=None)).trace(q, ids)
+    assert "tpu_custom_call" not in default.lower(lowering_platforms=("tpu",)).as_text()
+    with pytest.raises(ValueError, match=f"tpu: {why}"):
+        jax.eval_shape(partial(run, implementation="pallas"), q, ids)
+    mesh = AbstractMesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert ("on tpu: pallas" in explain("additive_global", q, q, q, **given)) == (segments == 5000)
+
+
+def test_explain_says_that_no_kernel_is_for_a_sequence_without_an_order_that_is_split():
+    q = jax.ShapeDtypeStruct((4, 512, 1, 128), jnp.float32)
+    mesh = AbstractMesh((4,), ("sequence",), axis_types=(AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert "on tpu: xla (the kernel is for whole sequences, and" in explain("additive_global", q, q, q)
+        with pytest.raises(ValueError, match="cannot run additive_global here .*the mesh splits them"):
+            jax.eval_shape(partial(additive_global, implementation="pallas"), q, q, q)
 
 
 def test_explain_refuses_what_the_function_refuses():

@@ -52,14 +52,21 @@ def test_axes_that_another_shard_map_has_taken():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_axes_of_the_mesh_that_are_left_over_hold_copies(name):
+    on_eight_devices("left_over", name, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+
+
+@pytest.mark.slow
 def test_rows_and_heads_move_nothing_and_the_sequence_moves_summaries():
     on_eight_devices("collectives", *NAMES)
 
 
-def placed(recurrence, *shapes, **mesh):
+def placed(recurrence, *shapes, everywhere=False, **mesh):
     abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
+    arrays = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     with jax.sharding.use_abstract_mesh(abstract):
-        return placement(recurrence.axes, tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+        return placement(recurrence.axes, arrays, everywhere=everywhere)
 
 
 def test_an_axis_that_does_not_divide_is_not_split():
@@ -69,6 +76,15 @@ def test_an_axis_that_does_not_divide_is_not_split():
     assert placed(LINEAR, *pair, data=2, fsdp=2, tensor=2).automatic
     assert placed(LINEAR, *pair, sequence=4, other=2).names == {"B": (), "L": ("sequence",), "D": ()}
     assert placed(LINEAR, *pair, data=3, sequence=8).names["L"] == ()  # fewer tokens than devices
+
+
+def test_nothing_of_the_mesh_is_left_to_the_compiler_where_a_kernel_runs():
+    pair = (1, 1, 9), (6, 5, 9)
+    every = placed(LINEAR, *pair, data=2, tensor=2, other=2, everywhere=True)
+    assert every.manual == {"data", "tensor", "other"} and not every.automatic
+    assert every.names == {"B": ("data",), "L": (), "D": ()}
+    assert placed(LINEAR, *pair, other=2, everywhere=True).manual == {"other"}
+    assert placed(LINEAR, *pair, other=1, everywhere=True) is None
 
 
 def test_without_an_axis_to_split_nothing_is_wrapped():

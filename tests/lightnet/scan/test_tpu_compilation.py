@@ -29,7 +29,22 @@ without_compiler = pytest.mark.skipif(
 @without_compiler
 @pytest.mark.parametrize("name", CALLS)
 def test_forward_and_backward_compile_for_four_chips(name):
-    in_a_process("tests.lightnet.scan.on_tpu_topology", name, **WITHOUT_CHIPS)
+    in_a_process("tests.lightnet.scan.on_tpu_topology", "split", name, **WITHOUT_CHIPS)
+
+
+@without_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "causal_conv"])
+def test_kernels_compile_where_axes_of_the_mesh_are_left_over(name):
+    in_a_process("tests.lightnet.scan.on_tpu_topology", "left_over", name, **WITHOUT_CHIPS)
+
+
+@without_compiler
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["linear_scan", "gated_linear_attention"])
+def test_kernels_compile_inside_another_shard_map(name):
+    in_a_process("tests.lightnet.scan.on_tpu_topology", "inside_another_shard_map", name, **WITHOUT_CHIPS)
 
 
 @pytest.mark.parametrize(

@@ -120,12 +120,14 @@ def combine(earlier: AdditiveSummary, later: AdditiveSummary) -> AdditiveSummary
 
 
 def enter(summary: AdditiveSummary, state: AdditiveState) -> AdditiveState:
-    """The state behind a stretch that `state` enters."""
+    """The state behind a stretch that `state` enters; as it was where the stretch has nothing."""
+    nothing = summary.last.maximum == -jnp.inf
 
-    def choose(alone: Array, merged: Array) -> Array:
+    def choose(alone: Array, before: Array, merged: Array) -> Array:
+        merged = jnp.where(per_channel(nothing, merged), before, merged)
         return jnp.where(summary.restarts.reshape((-1,) + (1,) * (alone.ndim - 1)), alone, merged)
 
-    return jax.tree.map(choose, summary.last, merge(state, summary.last))
+    return jax.tree.map(choose, summary.last, state, merge(state, summary.last))
 
 
 def sight(keep: Array | None, length: int) -> Sight:
@@ -268,6 +270,11 @@ def finite(maximum: Array) -> Array:
 def repeat(x: Array, factors: int) -> Array:
     """(..., K) for each of the factors: (..., F*K)."""
     return x if factors == 1 else jnp.tile(x, factors)
+
+
+def per_channel(x: Array, like: Array) -> Array:
+    """(B, H, K), for a part of a state: as it is, or (B, H, F*K, 1)."""
+    return x if like.ndim == x.ndim else repeat(x, like.shape[-2] // x.shape[-1])[..., None]
 
 
 def add(x: Array, factors: int) -> Array:

@@ -39,7 +39,7 @@ from lightnet.scan.additive.chunk import AdditiveState
 from lightnet.scan.additive.reference import Operands
 from lightnet.scan.additive.tiles import Sight, State, behind, exactly, last_row, together
 from lightnet.scan.additive.tiles import Tokens as Head
-from lightnet.scan.additive.xla import additive_xla, share_of_maximum, unit
+from lightnet.scan.additive.xla import additive_xla, as_it_was, share_of_maximum, unit
 from lightnet.scan.kernels import flat
 from lightnet.scan.recurrence import Tokens
 from lightnet.typing import Array
@@ -96,7 +96,8 @@ def gradient(
     )
     share, total_bar, state_bar = state_of(found[-3:])
     maximum_bar = jnp.where(from_start, share, 0) + unit(initial_state, total_bar, state_bar)
-    return gradients(found[:-3], operands), AdditiveState(maximum_bar, total_bar, state_bar)
+    initial_bar = AdditiveState(maximum_bar, total_bar, state_bar)
+    return gradients(found[:-3], operands), as_it_was(tokens, final, final_bar, initial_bar)
 
 
 def _gradient_forward(*given: Any) -> Any:

@@ -19,6 +19,8 @@ def additive_update(
 
         m' = max(m, a),  d' = exp(m - m') d + exp(a - m'),  S' = exp(m - m') S + (w exp(a - m')) v^T,  o = (q / d') S'.
 
+    A logit of -inf changes nothing: where m is -inf too, exp(m - m') is exp(0), and m' depends on m alone.
+
     Args:
         q: (B, H, F*K).
         logits: a (B, H, K).
@@ -31,13 +33,17 @@ def additive_update(
     """
     factors = q.shape[-1] // logits.shape[-1]
     maximum = jnp.maximum(state.maximum, logits)
-    decay, key = jnp.exp(state.maximum - finite(maximum)), jnp.exp(logits - finite(maximum))
+    nothing = maximum == -jnp.inf
+    maximum = jnp.where(nothing, state.maximum, maximum)
+    decay = jnp.where(nothing, 1, jnp.exp(state.maximum - finite(maximum)))
+    key = jnp.exp(logits - finite(maximum))
     total = decay * state.total + key
     keys = repeat(key, factors)
     if factor is not None:
         keys = keys * factor.reshape((*factor.shape[:2], -1))
     inner = repeat(decay, factors)[..., None] * state.state + keys[..., None] * v[..., None, :]
-    normalised = q / repeat(jnp.where(total > 0, total, 1), factors)
+    seen = repeat(total, factors) > 0
+    normalised = jnp.where(seen, q / repeat(jnp.where(total > 0, total, 1), factors), 0)
     return dot("bhk,bhkv->bhv", normalised, inner), AdditiveState(maximum, total, inner)
 
 

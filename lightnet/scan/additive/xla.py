@@ -24,6 +24,7 @@ from lightnet.scan.additive.chunk import (
     exact_chunk,
     exact_gradient,
     finite,
+    per_channel,
     relative,
     sight,
 )
@@ -135,7 +136,8 @@ def _scan_backward(chunk: int, residuals: Any, cotangents: tuple[Array, Additive
     logits_bar, maximum_bar = _through_maximum(operands[1], gradients[1], initial_state, tokens, final, final_bar)
     maximum_bar += unit(initial_state, total_bar, state_bar)
     gradients = (gradients[0], logits_bar.astype(logits.dtype), *gradients[2:])
-    return gradients, AdditiveState(maximum_bar, total_bar, state_bar), None
+    initial_bar = AdditiveState(maximum_bar, total_bar, state_bar)
+    return gradients, as_it_was(tokens, final, final_bar, initial_bar), None
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
@@ -192,7 +194,7 @@ def share_of_maximum(
     Returns:
         (B, H, K) each.
     """
-    total_bar = bar.maximum - unit(final, bar.total, bar.state)
+    total_bar = jnp.where(final.maximum > -jnp.inf, bar.maximum - unit(final, bar.total, bar.state), 0)
     whole = jnp.ones(1, bool) if tokens.keep is None else tokens.keep.all(axis=1)
     from_start = whole[:, None, None] & (initial_state.maximum == final.maximum)
 
@@ -200,6 +202,14 @@ def share_of_maximum(
         return total_bar / jnp.maximum(_attains(logits, tokens, final).sum(axis=1) + from_start, 1)
 
     return lax.cond(jnp.any(total_bar != 0), shared, lambda total_bar: total_bar, total_bar), from_start
+
+
+def as_it_was(tokens: Tokens, final: AdditiveState, final_bar: AdditiveState, found: AdditiveState) -> AdditiveState:
+    """Gradient of the initial state; where the row has nothing for a channel, the final state is the initial one."""
+    nothing = final.maximum == -jnp.inf
+    if tokens.keep is not None:
+        nothing &= tokens.keep.all(axis=1)[:, None, None]
+    return jax.tree.map(lambda bar, x: jnp.where(per_channel(nothing, x), bar, x), final_bar, found)
 
 
 def _through_maximum(

@@ -148,6 +148,24 @@ def test_gradients_are_those_of_the_reference(arguments: dict[str, Any]) -> None
     assert_close(differentiate(arguments, "xla"), differentiate(arguments, "reference"), 3e-6)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "reference", "pallas_interpret"])
+def test_where_there_is_nothing_the_gradient_of_the_last_state_is_that_of_the_first(implementation: str) -> None:
+    """A masked row, a channel of logits of -inf, and the same behind a reset, where the state depends on nothing."""
+    arguments = example(20, packed=False, state=False)
+    arguments["mask"] = arguments["mask"].at[0].set(False).at[1, 3].set(False)
+    arguments["key_logits"] = arguments["key_logits"].at[1, :, 0, 1].set(-jnp.inf)
+    for ids, counts in ((arguments["segment_ids"], 1), (arguments["segment_ids"].at[1, 7:].set(1), 0)):
+        (o, final), gradients = differentiate(arguments | {"segment_ids": ids}, implementation)
+        expected = differentiate(arguments | {"segment_ids": ids}, "reference")
+        assert_close(((o, final), gradients), expected, 3e-6)
+        rng = np.random.default_rng(1)
+        _, bars = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape).astype(x.dtype), (o, final))
+        found = gradients["initial_state"]
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[0], y[0]), found, bars)
+        jax.tree.map(lambda x, y, n=counts: np.testing.assert_array_equal(x[1, 0, 1], n * y[1, 0, 1]), found, bars)
+        assert not gradients["key_logits"][1, :, 0, 1].any()
+
+
 def test_a_factor_that_rows_and_heads_share_has_the_gradients_of_all() -> None:
     arguments = example()
     shared = arguments | {"key_factor": arguments["key_factor"][:1, :, :1]}

@@ -99,10 +99,20 @@ def pairs(config: Config, seed: int) -> tuple[np.ndarray, np.ndarray]:
         (100, 200)
     """
     random = np.random.default_rng(seed)
-    zipf = -np.log(1 + np.arange(config.vocabulary))
-    t = np.stack([random.permutation(zipf) for _ in range(config.pairs)])
-    t = t + 0.3 * random.standard_normal(t.shape)
+    t = zipf_teachers(random, config.pairs, config.vocabulary)
     return t + config.noise * random.standard_normal(t.shape), t
+
+
+def zipf_teachers(random: np.random.Generator, pairs: int, vocabulary: int) -> np.ndarray:
+    """Logits (pairs, V) of Zipf's probabilities in random order, with noise.
+
+    Example:
+        >>> zipf_teachers(np.random.default_rng(0), 3, 5).shape
+        (3, 5)
+    """
+    zipf = -np.log(1 + np.arange(vocabulary))
+    t = np.stack([random.permutation(zipf) for _ in range(pairs)])
+    return t + 0.3 * random.standard_normal(t.shape)
 
 
 def softmax(z: np.ndarray) -> np.ndarray:

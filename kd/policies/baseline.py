@@ -47,9 +47,9 @@ def baseline_update(state: BaselineState, values: ArrayInput, *, mask: ArrayInpu
         ValueError: an argument is not as stated.
 
     Example:
-        >>> state = baseline_update(baseline_start(2), jnp.array([9.0, 1.0]))
-        >>> float(baseline_value(baseline_update(state, jnp.array([3.0]))))
-        2.0
+        >>> state = jax.jit(baseline_update)(baseline_start(2), jnp.array([9.0, 1.0]))
+        >>> state.values.tolist(), int(state.seen)
+        ([9.0, 1.0], 2)
     """
     as_floats("B", values=values)
     counted, (values,) = as_counted(mask, values=values)
@@ -65,7 +65,7 @@ def baseline_value(state: BaselineState) -> Array:
     """The mean of the values that are there, and 0 before there are any.
 
     Example:
-        >>> float(baseline_value(baseline_update(baseline_start(4), jnp.array([1.0, 3.0]))))
+        >>> float(baseline_value(BaselineState(jnp.array([1.0, 3.0, 0.0, 0.0]), jnp.array(2))))
         2.0
     """
     number = jnp.minimum(state.seen, len(state.values))

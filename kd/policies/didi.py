@@ -73,7 +73,8 @@ def didi_discriminator_loss(
         ValueError: an argument is not as stated.
 
     Example:
-        >>> print(f"{didi_discriminator_loss(jnp.ones((1, 2)), -jnp.ones((1, 2)), smoothing=0.0):.4f}")
+        >>> loss = jax.jit(lambda x, y: didi_discriminator_loss(x, y, smoothing=0.0))
+        >>> print(f"{loss(jnp.ones((1, 2)), -jnp.ones((1, 2))):.4f}")
         0.3133
     """
     check_number("smoothing", smoothing, at_least=0, below=1)
@@ -114,7 +115,7 @@ def didi_loss(
 
     Example:
         >>> log_prob, reward = jnp.zeros((1, 2)), jnp.array([[3.0, 1.0]])
-        >>> jax.grad(didi_loss)(log_prob, reward).tolist()
+        >>> jax.jit(jax.grad(didi_loss))(log_prob, reward).tolist()
         [[0.5, -0.5]]
     """
     given = {"log_prob": log_prob, "reward": reward, "weight": weight, "density": density}

@@ -50,7 +50,7 @@ def dph_anchor(
 
     Example:
         >>> log_pi, log_reference = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
-        >>> print(f"{dph_anchor(log_pi, log_reference).mean():.4f}")
+        >>> print(f"{jax.jit(dph_anchor)(log_pi, log_reference).mean():.4f}")
         0.1438
     """
     f = _centred(generator)

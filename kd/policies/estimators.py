@@ -184,7 +184,7 @@ def log_normalizer(log_P: ArrayInput, log_proposal: ArrayInput) -> Array:
 
     Example:
         >>> log_P = jnp.log(jnp.array([0.4, 0.2]))
-        >>> print(f"{jnp.exp(log_normalizer(log_P, jnp.log(jnp.array([0.5, 0.5])))):.2f}")
+        >>> print(f"{jnp.exp(jax.jit(log_normalizer)(log_P, jnp.log(jnp.array([0.5, 0.5])))):.2f}")
         0.60
     """
     log_P, log_proposal = (at_least_float32(x) for x in as_floats("B", log_P=log_P, log_proposal=log_proposal))

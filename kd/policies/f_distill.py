@@ -86,7 +86,7 @@ def balance_over_time(logit: ArrayInput, times: ArrayInput, *, parts: int = 10) 
 
     Example:
         >>> logit, times = jnp.log(jnp.array([1.0, 3.0, 5.0])), jnp.array([0.01, 0.02, 0.9])
-        >>> jnp.exp(balance_over_time(logit, times)).round(4).tolist()
+        >>> jnp.exp(jax.jit(balance_over_time)(logit, times)).round(4).tolist()
         [0.5, 1.5, 1.0]
     """
     logit, times = (at_least_float32(x) for x in as_floats("B", logit=logit, times=times))
@@ -113,7 +113,7 @@ def f_distill_loss(x: ArrayInput, difference: ArrayInput, weights: ArrayInput) -
 
     Example:
         >>> x, weights = jnp.ones((2, 1)), jnp.array([1.0, 3.0])
-        >>> jax.grad(f_distill_loss)(x, jnp.full((2, 1), 2.0), weights).tolist()
+        >>> jax.jit(jax.grad(f_distill_loss))(x, jnp.full((2, 1), 2.0), weights).tolist()
         [[1.0], [3.0]]
     """
     x, difference = (at_least_float32(z) for z in as_floats("B ...", x=x, difference=difference))

@@ -28,7 +28,7 @@ def grpo_advantage(rewards: ArrayInput, *, scale: bool = True, mask: ArrayInput 
         ValueError: an argument is not as stated.
 
     Example:
-        >>> grpo_advantage(jnp.array([[1.0, 0.0], [0.1, 0.1]])).tolist()
+        >>> jax.jit(grpo_advantage)(jnp.array([[1.0, 0.0], [0.1, 0.1]])).tolist()
         [[1.0, -1.0], [0.0, 0.0]]
     """
     (rewards,) = as_floats("prompts G", rewards=rewards)
@@ -75,7 +75,7 @@ def clipped_policy_loss(
 
     Example:
         >>> log_pi, advantage = jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([2.0])
-        >>> jax.grad(lambda x: clipped_policy_loss(x, x, advantage).sum())(log_pi).tolist()
+        >>> jax.jit(jax.grad(lambda x: clipped_policy_loss(x, x, advantage).sum()))(log_pi).tolist()
         [[-2.0, -2.0]]
         >>> print(f"{clipped_policy_loss(log_pi, log_pi - 1.0, advantage)[0, 0]:.2f}")
         -2.40
@@ -107,7 +107,7 @@ def whiten(x: ArrayInput, mask: ArrayInput = None) -> Array:
         ValueError: an argument is not as stated.
 
     Example:
-        >>> whiten(jnp.array([[3.0], [1.0], [jnp.nan]]), jnp.array([[True], [True], [False]])).tolist()
+        >>> jax.jit(whiten)(jnp.array([[3.0], [1.0], [jnp.nan]]), jnp.array([[True], [True], [False]])).tolist()
         [[1.0], [-1.0], [0.0]]
     """
     mask, (x,) = as_counted(mask, x=x)

@@ -48,7 +48,7 @@ def kdrl_loss(
 
     Example:
         >>> log_pi, log_teacher = jnp.log(jnp.array([[0.5]])), jnp.log(jnp.array([[0.9]]))
-        >>> gradient = jax.grad(kdrl_loss)(log_pi, log_teacher, jnp.array([1.0]), beta=0.5)
+        >>> gradient = jax.jit(jax.grad(kdrl_loss))(log_pi, log_teacher, jnp.array([1.0]), beta=0.5)
         >>> print(f"{gradient[0, 0]:.4f}")
         -1.2939
     """

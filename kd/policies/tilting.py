@@ -41,7 +41,7 @@ def tilted_optimum(log_reference: ArrayInput, reward: ArrayInput, *, beta: Numbe
         ValueError: an argument is not as stated.
 
     Example:
-        >>> log_pi = tilted_optimum(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([3.0, 1.0])), beta=1.0)
+        >>> log_pi = jax.jit(tilted_optimum)(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([3.0, 1.0])), beta=1.0)
         >>> jnp.exp(log_pi).round(4).tolist()
         [0.75, 0.25]
     """
@@ -111,7 +111,8 @@ def best_of_n(log_reference: ArrayInput, reward: ArrayInput, *, n: int) -> Array
         ValueError: an argument is not as stated.
 
     Example:
-        >>> jnp.exp(best_of_n(jnp.log(jnp.array([0.5, 0.5])), jnp.array([0.0, 1.0]), n=2)).round(4).tolist()
+        >>> best_of_two = jax.jit(lambda log_p, r: jnp.exp(best_of_n(log_p, r, n=2)))
+        >>> best_of_two(jnp.log(jnp.array([0.5, 0.5])), jnp.array([0.0, 1.0])).round(4).tolist()
         [0.25, 0.75]
     """
     log_reference, reward = (

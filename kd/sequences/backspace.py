@@ -46,7 +46,7 @@ def apply_backspace(actions: ArrayInput, backspace: int, *, mask: ArrayInput = N
         ValueError: an argument is not as stated.
 
     Example:
-        >>> given = apply_backspace(jnp.array([[5, 6, 9, 7]]), 9)
+        >>> given = jax.jit(lambda actions: apply_backspace(actions, 9))(jnp.array([[5, 6, 9, 7]]))
         >>> given.inputs.tolist(), given.positions.tolist(), given.attend[0].astype(int).tolist()[2:]
         ([[5, 6, 5, 7]], [[0, 1, 0, 1]], [[0, 0, 1, 0], [0, 0, 1, 1]])
     """
@@ -114,7 +114,8 @@ def insert_mistakes(
         ValueError: an argument is not as stated.
 
     Example:
-        >>> given = insert_mistakes(jax.random.key(0), jnp.array([[3, 1]]), 4, rate=1.0, vocab=4, length=5)
+        >>> noise = jax.jit(lambda key, tokens: insert_mistakes(key, tokens, 4, rate=1.0, vocab=4, length=5))
+        >>> given = noise(jax.random.key(0), jnp.array([[3, 1]]))
         >>> given.actions[0, jnp.array([0, 2, 3])].tolist(), given.mistakes.tolist(), given.mask.tolist()
         ([3, 4, 1], [[False, True, False, False, False]], [[True, True, True, True, False]])
     """

@@ -119,7 +119,7 @@ def minillm(
 
     Example:
         >>> s, t = jnp.zeros((1, 2, 2)), jnp.zeros((1, 2, 2)).at[0, 1, 0].set(2.0)
-        >>> gradient = jax.grad(minillm)(s, t, jnp.array([[1, 0]]))
+        >>> gradient = jax.jit(jax.grad(minillm))(s, t, jnp.array([[1, 0]]))
         >>> [f"{x:.3f}" for x in gradient[0, 0]]
         ['0.142', '-0.142']
     """

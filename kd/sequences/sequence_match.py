@@ -66,7 +66,8 @@ def sequence_match(
 
     Example:
         >>> logits, actions = jnp.log(jnp.array([[[0.5, 0.5], [0.9, 0.1]]])), jnp.array([[0, 0]])
-        >>> print(f"{sequence_match(logits, actions, regularizer='none'):.4f}")
+        >>> loss = jax.jit(lambda z, a: sequence_match(z, a, regularizer="none"))
+        >>> print(f"{loss(logits, actions):.4f}")
         0.3993
     """
     check_choice("regularizer", regularizer, REGULARIZERS)

@@ -54,7 +54,7 @@ def uld(
 
     Example:
         >>> s, t = jnp.log(jnp.array([[0.3, 0.7]])), jnp.log(jnp.array([[0.6, 0.1, 0.3]]))
-        >>> print(f"{uld(s, t):.4f}")
+        >>> print(f"{jax.jit(uld)(s, t):.4f}")
         0.2000
     """
     mask, log_q, log_p = _log_probabilities(s, t, temperature, mask)
@@ -96,7 +96,8 @@ def hybrid_uld(
 
     Example:
         >>> s, t, ids = jnp.log(jnp.array([[0.3, 0.7]])), jnp.log(jnp.array([[0.6, 0.1, 0.3]])), jnp.array([0])
-        >>> f"{hybrid_uld(s, t, ids, ids + 2):.4f} {hybrid_uld(s, t, ids, ids):.4f}"
+        >>> f = jax.jit(hybrid_uld)
+        >>> f"{f(s, t, ids, ids + 2):.4f} {f(s, t, ids, ids):.4f}"
         '0.2000 0.5255'
     """
     mask, log_q, log_p = _log_probabilities(s, t, temperature, mask)

@@ -12,6 +12,7 @@ H_S, H_T = RANDOM.normal(size=(2, 3, 4, 5))
 MASK = np.array([True, False, True, True])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reduction", "squared"), [("mean", True), ("sum", False)])
 def test_paper_and_code(reduction, squared):
     over = getattr(np, reduction)

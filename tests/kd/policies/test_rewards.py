@@ -38,6 +38,7 @@ def test_advantages():
         np.testing.assert_allclose(of_some[i][mask[i]], (counted - counted.mean()) / counted.std(), rtol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [3, 7, 10])
 def test_a_group_of_equal_rewards_teaches_nothing(group):
     """In float32 the mean of equal numbers is not always that number."""
@@ -111,8 +112,8 @@ def test_kdrl_of_one_step_follows_reward_and_teacher():
 
 
 def further(place):
-    """The first case is quick, the next four slow, the others for whoever has the time."""
-    return [pytest.mark.slow] * (place > 0) + [pytest.mark.exhaustive] * (place > 4)
+    """Five cases in CI, the others for whoever has the time."""
+    return [pytest.mark.slow] + [pytest.mark.exhaustive] * (place > 4)
 
 
 ANCHORS = [*GENERATORS.items(), ("alpha", alpha(0.2))]

@@ -84,6 +84,7 @@ def test_minillm_by_its_formula(importance):
     np.testing.assert_allclose(have, want / 7, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_sequences_of_the_teacher():
     """Their cross-entropy has the gradient of KL(teacher || student); so, weighted, do those of the student."""
 
@@ -112,6 +113,7 @@ def test_sequences_of_the_teacher():
     np.testing.assert_allclose(weighted, want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_ends_of_beta():
     s, t = STUDENT, TEACHER
 

@@ -166,6 +166,7 @@ def test_refused(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_nothing_counts():
     none = np.zeros((B, T), bool)
     dirty = np.full((B, T, V), np.nan, np.float32)

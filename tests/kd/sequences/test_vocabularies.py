@@ -41,6 +41,7 @@ def test_gradient_of_the_sorted_distance():
     assert (in_float64(jax.grad(kd.uld), S, S) == 0).all()
 
 
+@pytest.mark.slow
 def test_hybrid():
     common_s, common_t = np.array([0, 3]), np.array([6, 2])
     q, p = softmax(S / 1.5), softmax(T / 1.5)
@@ -112,6 +113,7 @@ def test_refused(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_compiled():
     """Half precision goes in, float32 comes out."""
     low = [jnp.asarray(x, jnp.bfloat16) for x in (S, T)]

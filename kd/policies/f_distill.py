@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_counted, as_floats, at_least_float32, check_count, check_number
+from kd.divergences import reduce_tokens
 from kd.generators import Generator, as_generator
 from kd.typing import Array, Number
 
@@ -70,13 +71,14 @@ def f_distill_weights(
     return h * jnp.where(total > 0, number / jnp.where(total > 0, total, 1), 0)
 
 
-def balance_over_time(logit: ArrayInput, times: ArrayInput, *, parts: int = 10) -> Array:
+def balance_over_time(logit: ArrayInput, times: ArrayInput, *, parts: int = 10, mask: ArrayInput = None) -> Array:
     """log r less the logarithm of the mean of r at about the same time, so that no noise level dominates.
 
     Args:
         logit: log r (B), clipped to -10 and 10.
         times: in [0, 1] (B).
         parts: of the time.
+        mask: (B), true at samples that count; the others give 0 and are in no mean.
 
     Returns:
         (B), without gradient.
@@ -89,21 +91,24 @@ def balance_over_time(logit: ArrayInput, times: ArrayInput, *, parts: int = 10) 
         >>> jnp.exp(jax.jit(balance_over_time)(logit, times)).round(4).tolist()
         [0.5, 1.5, 1.0]
     """
-    logit, times = (at_least_float32(x) for x in as_floats("B", logit=logit, times=times))
+    as_floats("B", logit=logit, times=times)
     check_count("parts", parts)
+    mask, (logit, times) = as_counted(mask, logit=logit, times=times)
+    counted = jnp.ones(logit.shape, bool) if mask is None else mask
     r = jnp.exp(jnp.clip(jax.lax.stop_gradient(logit), -LARGEST_LOGIT, LARGEST_LOGIT))
     part = jnp.clip((times * parts).astype(jnp.int32), 0, parts - 1)
-    total, number = (jax.ops.segment_sum(x, part, parts) for x in (r, jnp.ones_like(r)))
-    return jnp.log(r * number[part] / total[part])
+    total, number = (jax.ops.segment_sum(jnp.where(counted, x, 0), part, parts) for x in (r, jnp.ones_like(r)))
+    return jnp.where(counted, jnp.log(r * number[part] / jnp.where(counted, total[part], 1)), 0)
 
 
-def f_distill_loss(x: ArrayInput, difference: ArrayInput, weights: ArrayInput) -> Array:
+def f_distill_loss(x: ArrayInput, difference: ArrayInput, weights: ArrayInput, *, mask: ArrayInput = None) -> Array:
     """mean over the batch of |x - fixed(x - w difference)|^2 / 2, whose gradient by x is w difference / B.
 
     Args:
         x: what the student generates (B, ...).
         difference: score of the student less that of the teacher at noised x (B, ...), held fixed.
         weights: (B); see `f_distill_weights`.
+        mask: (B), true at samples that count.
 
     Returns:
         One number.
@@ -120,6 +125,12 @@ def f_distill_loss(x: ArrayInput, difference: ArrayInput, weights: ArrayInput) -
     (weights,) = as_floats("B", weights=weights)
     if weights.shape != x.shape[:1]:
         raise ValueError(f"weights: got {weights.dtype}{list(weights.shape)}, expected one number for each of {len(x)}")
-    step = weights.reshape((-1,) + (1,) * (x.ndim - 1)) * difference
-    target = jax.lax.stop_gradient(x - step)
-    return jnp.sum((x - target) ** 2) / (2 * len(x))
+    mask, (weights,) = as_counted(mask, weights=weights)
+
+    def of_sample(z: Array) -> Array:
+        return z.reshape((-1,) + (1,) * (x.ndim - 1))
+
+    if mask is not None:
+        x, difference = (jnp.where(of_sample(mask), z, 0) for z in (x, difference))
+    target = jax.lax.stop_gradient(x - of_sample(weights) * difference)
+    return reduce_tokens(jnp.sum((x - target).reshape(len(x), -1) ** 2, axis=1) / 2, mask)

@@ -77,7 +77,8 @@ def test_which_responses_are_distilled():
 @pytest.mark.slow
 def test_kdrl():
     log_pi, log_teacher = RANDOM.normal(size=(2, 4, 3))
-    A, mask = RANDOM.normal(size=4), RANDOM.random((4, 3)) < 0.7
+    A, mask = RANDOM.normal(size=4), np.ones((4, 3), bool)
+    mask[0, 2] = mask[3] = False
     taught = np.array([True, False, True, True])
     gradient, nothing = in_float64(
         lambda x: (
@@ -173,7 +174,8 @@ def test_didi_follows_the_integral():
     np.testing.assert_allclose(have, want, rtol=0, atol=1e-12)
 
     log_prob, reward, weight, of_time = np.exp(RANDOM.normal(size=(4, 3, 4)))
-    mask = RANDOM.random((3, 4)) < 0.8
+    mask = np.ones((3, 4), bool)
+    mask[0, 1] = mask[2, 3] = False
     dirty = np.where(mask, reward, np.nan)
     gradient = in_float64(
         jax.grad(lambda x: kd.didi_loss(x, dirty, weight=weight, density=np.where(mask, of_time, 0), mask=mask)),

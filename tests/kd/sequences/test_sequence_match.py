@@ -126,6 +126,7 @@ def test_inputs_stand_for_prefixes():
             want = attention(np.array(prefix), np.arange(size), np.tri(size, dtype=bool))[-1]
             np.testing.assert_allclose(have[t], want, rtol=1e-10)
             assert given.inputs[b, t] == prefix[-1] and given.positions[b, t] == size - 1
+    assert np.diagonal(given.attend, axis1=1, axis2=2).all()
     assert not given.attend[np.triu(np.ones((10, 10), bool), 1)[None].repeat(2, 0)].any()
     assert (given.attend[1, 8:] == np.eye(10, dtype=bool)[8:]).all()
 

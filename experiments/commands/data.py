@@ -13,7 +13,7 @@ import tyro
 from experiments.commands import PROGRAM
 from experiments.commands.flags import exactly, parse
 from experiments.errors import UserError
-from experiments.files import as_path, atomic_write_text, make_folder, write_json
+from experiments.files import as_path, make_folder, write_json
 from experiments.plain_text import text_table
 from experiments.registry import unknown
 from experiments.runs import runs_folder
@@ -126,14 +126,11 @@ def _prepare(arguments: Sequence[str]) -> int:
     tokenization = read_tokenizer(flags.tokenizer, flags.end)
     documents = find_documents(source, split=flags.split, field=flags.field, unit=flags.documents)
     job = TokenRows(flags.name or _name(source), documents, tokenization, flags.length, flags.shards)
-    folder = make_folder(flags.out)
-    manifest = write(folder, job, flags.processes, lambda line: print(line, flush=True))
-    if tokenization.tokenizer is not None and not (folder / "tokenizer.json").is_file():
-        atomic_write_text(folder / "tokenizer.json", tokenization.tokenizer)
+    manifest = write(flags.out, job, flags.processes, lambda line: print(line, flush=True))
     if manifest is None:
-        print(f"this part is written: {folder}; the manifest comes with the last part")
+        print(f"this part is written: {flags.out}; the manifest comes with the last part")
     else:
-        print(f"prepared: {folder}: {manifest.records} rows, {manifest.counts['tokens']} tokens")
+        print(f"prepared: {flags.out}: {manifest.records} rows, {manifest.counts['tokens']} tokens")
     return 0
 
 

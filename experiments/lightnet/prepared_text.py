@@ -180,12 +180,9 @@ def described(config: Config, manifest: Manifest, folder: str) -> dict[str, Lang
     from dataclasses import replace
 
     from experiments import language
-    from experiments.files import as_path
     from experiments.language_models import LanguageModel
-    from experiments.records.tokens import BYTES
+    from experiments.records.tokens import prepared_tokenizer
 
-    of_bytes = manifest.about["tokenizer"] == BYTES
-    tokenizer = None if of_bytes else (as_path(folder) / manifest.about["tokenizer"]).read_text(encoding="utf-8")
     reference = LanguageModel(
         manifest.about["vocab_size"],
         num_layers=config.model.num_layers,
@@ -193,7 +190,7 @@ def described(config: Config, manifest: Manifest, folder: str) -> dict[str, Lang
         num_heads=config.model.num_heads,
         hidden=config.model.hidden,
         length=manifest.about["length"],
-        tokenizer=tokenizer,
+        tokenizer=prepared_tokenizer(folder, manifest.about),
     )
     parameters, models = language.count_parameters(reference.build()), {}
     for name in config.models:

@@ -13,5 +13,5 @@ safetensors; record i of a folder is found without reading another.
     documents   text that can be cut into parts without reading all of it
     tokens      the job that turns documents into rows of tokens
 
-Another job, a teacher's outputs for the same rows say, is another class with the four members of `writing.Job`.
+Another job, a teacher's outputs for the same rows say, is another class with the members of `writing.Job`.
 """

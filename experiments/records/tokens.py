@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from experiments.files import as_path
 from experiments.records.documents import Documents
 
 BYTES = "bytes"
+TOKENIZER = "tokenizer.json"
 KIND = "rows of tokens"
 _AT_ONCE = 256  # documents that a tokenizer gets together: its own record of a token takes about a hundred bytes
 
@@ -95,6 +97,30 @@ def read_tokenizer(path: str, end: str = "") -> Tokenization:
     return Tokenization(text, number)
 
 
+def prepared_tokenizer(folder: str | Path, about: Mapping[str, Any]) -> str | None:
+    """The tokenizer of a folder of rows.
+
+    Args:
+        folder: of the rows.
+        about: of its manifest.
+
+    Returns:
+        Its JSON; None if tokens are bytes.
+
+    Raises:
+        UserError: it is not there, or another than the rows were made with.
+    """
+    if about["tokenizer"] == BYTES:
+        return None
+    path = as_path(folder) / about["tokenizer"]
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, and the manifest names it; `data prepare` writes it again")
+    text = path.read_text(encoding="utf-8")
+    if Tokenization(text).sha256 != about["tokenizer_sha256"]:
+        raise UserError(f"{path} is not the tokenizer that the rows were made with")
+    return text
+
+
 def pack(documents: Iterable[NDArray[Any]], length: int, dtype: np.dtype[Any]) -> Iterator[dict[str, NDArray[Any]]]:
     """Documents one behind the other, cut into rows; only the last row is padded.
 
@@ -160,13 +186,18 @@ class TokenRows:
             "kind": KIND,
             "source": self.documents.name,
             "source_sha256": self.documents.sha256,
-            "tokenizer": BYTES if self.tokenization.tokenizer is None else "tokenizer.json",
+            "tokenizer": BYTES if self.tokenization.tokenizer is None else TOKENIZER,
             "tokenizer_sha256": self.tokenization.sha256,
             "vocab_size": self.tokenization.vocab_size,
             "end": self.tokenization.end,
             "length": self.length,
             "packing": "documents in order, cut at the end of a row",
         }
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """The tokenizer, unless tokens are bytes."""
+        return {} if self.tokenization.tokenizer is None else {TOKENIZER: self.tokenization.tokenizer}
 
     def records(self, shard: int) -> Iterator[dict[str, NDArray[Any]]]:
         """Rows of one shard."""

@@ -19,7 +19,15 @@ from typing import Any, Protocol
 
 from experiments.distributed import PROCESS, PROCESSES
 from experiments.errors import UserError, one_line
-from experiments.files import as_path, is_object_store, make_folder, read_json, to_plain, write_json
+from experiments.files import (
+    as_path,
+    atomic_write_text,
+    is_object_store,
+    make_folder,
+    read_json,
+    to_plain,
+    write_json,
+)
 from experiments.records.encoding import Record
 from experiments.records.manifest import Manifest, write_manifest
 from experiments.records.shards import Shard, shard_name, write_shard, written_shard
@@ -35,6 +43,7 @@ class Job(Protocol):
         shards: how many.
         about: what the records are and what they are made of, in plain JSON values. Nothing that does not change the
             records belongs there: a folder that was begun with another one is not continued.
+        files: name -> text of small files beside the shards, such as a tokenizer; `about` has their hashes.
     """
 
     @property
@@ -45,6 +54,9 @@ class Job(Protocol):
 
     @property
     def about(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    @property
+    def files(self) -> Mapping[str, str]: ...  # noqa: D102
 
     def records(self, shard: int) -> Iterator[Record]:
         """The records of one shard, in order."""
@@ -73,6 +85,9 @@ def write(
     """
     folder = make_folder(folder)
     _bind(folder, job)
+    for name, text in job.files.items():
+        if not (folder / name).is_file():
+            atomic_write_text(folder / name, text)
     part, parts = part_of_cluster(os.environ)
     missing = [number for number in range(part, job.shards, parts) if _written(folder, job, number) is None]
     if processes == 1 or len(missing) < 2:
@@ -158,13 +173,13 @@ def _write_in_processes(
             started.append((context.Process(target=_write_as_child, args=arguments, daemon=True), ours))
             started[-1][0].start()
             theirs.close()
-        failures = list(_reports(started, report))
+        failure = next(_reports(started, report), None)
     finally:
         for process, _ in started:
             process.terminate()
             process.join()
-    if failures:
-        raise UserError(failures[0])
+    if failure is not None:
+        raise UserError(failure)
 
 
 def _reports(started: Sequence[tuple[Any, Connection]], report: Callable[[str], None]) -> Iterator[str]:

@@ -54,7 +54,6 @@ def test_a_folder_with_a_tokenizer_of_its_own(tmp_path):
     tokenizer = language.vocabulary(300, documentation().head(10_000)).tokenizer
     job = TokenRows("docs", EmbeddedText("documentation"), Tokenization(tokenizer), 16, 4)
     write(tmp_path / "rows", job)
-    (tmp_path / "rows" / "tokenizer.json").write_text(tokenizer or "")
     config = replace(SMOKE, data=str(tmp_path / "rows"))
     (tmp_path / "run").mkdir()
     (tmp_path / "other").mkdir()

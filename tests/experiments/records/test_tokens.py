@@ -5,9 +5,11 @@ import pytest
 
 from experiments import language
 from experiments.errors import UserError
-from experiments.records.tokens import Tokenization, pack, read_tokenizer
+from experiments.records.documents import EmbeddedText
+from experiments.records.tokens import Tokenization, TokenRows, pack, prepared_tokenizer, read_tokenizer
 from experiments.sources import Corpus
 from experiments.training import packing
+from tests.experiments.records.conftest import byte_rows
 
 
 def documents(seed, count=60, longest=40):
@@ -68,6 +70,19 @@ def test_a_tokenizer_is_read_with_its_end_and_its_text_comes_back(tmp_path):
     for document, one, two in zip(text, plain.encode(text), ended.encode(iter(text)), strict=True):
         assert trained.decode(one.tolist()) == document
         assert two.tolist() == [*one.tolist(), trained.token_to_id("<end>")]
+
+
+def test_the_tokenizer_of_a_folder_is_the_one_of_its_rows(tmp_path):
+    tokenizer = language.vocabulary(260, Corpus("words", ("some text",))).tokenizer
+    job = TokenRows("demo", EmbeddedText("documentation"), Tokenization(tokenizer), 16, 1)
+    assert prepared_tokenizer(tmp_path, byte_rows().about) is None
+    with pytest.raises(UserError, match="tokenizer.json does not exist"):
+        prepared_tokenizer(tmp_path, job.about)
+    (tmp_path / "tokenizer.json").write_text(job.files["tokenizer.json"])
+    assert prepared_tokenizer(tmp_path, job.about) == tokenizer
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="is not the tokenizer that the rows were made with"):
+        prepared_tokenizer(tmp_path, job.about)
 
 
 def test_more_documents_than_one_batch_keep_their_order():

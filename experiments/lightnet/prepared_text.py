@@ -161,7 +161,7 @@ def _prepared(config: Config, folder: Path) -> Path:
 
     if is_primary():
         text, tokenization = EmbeddedText(config.source), Tokenization(None)
-        write(folder, TokenRows(config.source, text, tokenization, config.length, config.shards))
+        write(folder, TokenRows(config.source, text, tokenization, config.length, config.shards), part=(0, 1))
     wait_for_all("the prepared rows")
     return folder
 
@@ -206,8 +206,8 @@ def _speeds(config: Config, model: LanguageModel, data: Any, length: int) -> tup
     from experiments.scan_benchmark.measure import take_turns
     from experiments.step_time import update_program
 
-    rows = [data[index] for index in range(config.train.batch_size)]
-    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    # One row stands for all: its values do not change the time, and the rows of other processes stay where they are.
+    batch = {name: np.stack([array] * config.train.batch_size) for name, array in data[0].items()}
     call = update_program(packed_task(model.build(), data[:1], 1), config.train.optimizer, batch)
     (timing,) = take_turns([call], 20)
     rows_read, seconds = speed_in_training_order(data, config.seconds, config.train.batch_size, config.train.workers)

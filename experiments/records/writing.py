@@ -66,7 +66,11 @@ class Job(Protocol):
 
 
 def write(
-    folder: str | Path, job: Job, processes: int = 1, report: Callable[[str], None] = lambda line: None
+    folder: str | Path,
+    job: Job,
+    processes: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+    part: tuple[int, int] | None = None,
 ) -> Manifest | None:
     """Write the shards that are missing, and the manifest when none is.
 
@@ -75,6 +79,7 @@ def write(
         job: what to write.
         processes: of this machine that write.
         report: called with a line of text per shard.
+        part: (k, n) writes every n-th shard from k on; None takes `part_of_cluster`.
 
     Returns:
         The manifest; None where another machine has shards left to write.
@@ -88,8 +93,8 @@ def write(
     for name, text in job.files.items():
         if not (folder / name).is_file():
             atomic_write_text(folder / name, text)
-    part, parts = part_of_cluster(os.environ)
-    missing = [number for number in range(part, job.shards, parts) if _written(folder, job, number) is None]
+    first, parts = part or part_of_cluster(os.environ)
+    missing = [number for number in range(first, job.shards, parts) if _written(folder, job, number) is None]
     if processes == 1 or len(missing) < 2:
         _write_some(folder, job, missing, report)
     else:
@@ -132,8 +137,10 @@ def part_of_cluster(environment: Mapping[str, str]) -> tuple[int, int]:
 def _bind(folder: Path, job: Job) -> None:
     """Say what the folder is for, or refuse one that is for something else."""
     path, ours = folder / PREPARATION, to_plain({"name": job.name, "shards": job.shards, **job.about})
+    # Looked for first: another process may begin meanwhile, and whoever has written a shard has said what for.
+    shards = not is_object_store(folder) and any(file.suffix == ".array_record" for file in folder.iterdir())
     if not path.is_file():
-        if not is_object_store(folder) and any(file.suffix == ".array_record" for file in folder.iterdir()):
+        if shards:
             raise UserError(f"{folder} holds shards, but no {PREPARATION} that says what they are")
         write_json(path, ours)
     elif (theirs := read_json(path)) != ours:

@@ -1,8 +1,11 @@
 """How the kernels of gated linear attention for Hopper GPUs cut up their arrays: by heads, chunks and columns."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from lightnet.scan import hopper
@@ -10,6 +13,51 @@ from lightnet.typing import Array
 
 CHUNK, COLUMNS = 64, 64  # tokens of a chunk, and columns of the values that a program takes
 STAGES = 2  # chunks in shared memory
+
+
+def march(body: Callable, v: Array, initial_state: Array, *, store: bool) -> Callable:
+    """A kernel from the first chunk to the last, each program with 64 columns of the values of one head.
+
+    Args:
+        body: takes references to inputs, outputs and two tiles: the state in half precision, and values or outputs.
+        v: (B, L, H, V).
+        initial_state: (B, H, K, V).
+        store: whether the third output is the states before each chunk in half precision, (B, H, chunks, K, V).
+
+    Returns:
+        Its inputs -> outputs, last state, and the states before each chunk if they are stored.
+    """
+    batch, heads, key, value = initial_state.shape
+    before = jax.ShapeDtypeStruct((batch, heads, pl.cdiv(v.shape[1], CHUNK), key, value), jnp.bfloat16)
+    outputs = [jax.ShapeDtypeStruct(v.shape, v.dtype), jax.ShapeDtypeStruct(initial_state.shape, jnp.float32)]
+    return _by_columns(body, "march", [*outputs, *[before] * store], tiles=2)
+
+
+def march_back(body: Callable, before: Array, dfinal: Array, *, tiles: int) -> Callable:
+    """The same from the last chunk to the first.
+
+    Args:
+        body: takes references to inputs, outputs and as many of the two tiles.
+        before: states before each chunk, like which the gradients behind each chunk are.
+        dfinal: gradient of the last state.
+        tiles: that the body needs.
+
+    Returns:
+        Its inputs -> gradients of the states behind each chunk, and of the initial one.
+    """
+    return _by_columns(body, "march_back", [before, jax.ShapeDtypeStruct(dfinal.shape, jnp.float32)], tiles=tiles)
+
+
+def _by_columns(body: Callable, name: str, outputs: list, *, tiles: int) -> Callable:
+    batch, heads, key, value = outputs[1].shape
+    return plgpu.kernel(
+        body,
+        out_type=outputs,
+        scratch_types=[hopper.tile(rows, COLUMNS) for rows in (key, CHUNK)[:tiles]],
+        grid=(batch, heads, value // COLUMNS),
+        grid_names=("batch", "head", "columns"),
+        kernel_name=name,
+    )
 
 
 def block(size: int, where: Any, dtype: Any = jnp.bfloat16) -> Any:

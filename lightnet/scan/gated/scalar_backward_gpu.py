@@ -47,14 +47,8 @@ def backward(
     members = heads // groups
     sums = sums_of_chunks(log_decay, chunks)
     tile = hopper.tile(blocks.CHUNK, blocks.COLUMNS)
-    behind, dinitial = plgpu.kernel(
-        partial(_march, chunks, members),
-        out_type=[before, jax.ShapeDtypeStruct(dfinal.shape, jnp.float32)],
-        scratch_types=[hopper.tile(key, blocks.COLUMNS), tile],
-        grid=(batch, heads, value // blocks.COLUMNS),
-        grid_names=("batch", "head", "columns"),
-        kernel_name="march_back",
-    )(q, do, sums, dfinal)
+    run = blocks.march_back(partial(_march, chunks, members), before, dfinal, tiles=2)
+    behind, dinitial = run(q, do, sums, dfinal)
     each = min(MOST, chunks)
     programs = pl.cdiv(chunks, each)
     of_keys = jax.ShapeDtypeStruct((batch, length, heads, key), jnp.bfloat16)

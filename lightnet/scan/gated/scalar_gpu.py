@@ -12,7 +12,6 @@ columns, at the same time and so mostly from the cache. Two programs fit a multi
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -32,21 +31,9 @@ def forward(
 
     Keys, values and decays of masked tokens are 0, a reset is `LEAST` or less.
     """
-    (batch, length, heads, value), (groups, key) = v.shape, k.shape[2:]
-    chunks = pl.cdiv(length, blocks.CHUNK)
-    before = jax.ShapeDtypeStruct((batch, heads, chunks, key, value), jnp.bfloat16)
-    return plgpu.kernel(
-        partial(_march, chunks, heads // groups),
-        out_type=[
-            jax.ShapeDtypeStruct(v.shape, v.dtype),
-            jax.ShapeDtypeStruct(initial_state.shape, jnp.float32),
-            *[before] * store,
-        ],
-        scratch_types=[hopper.tile(key, blocks.COLUMNS), hopper.tile(blocks.CHUNK, blocks.COLUMNS)],
-        grid=(batch, heads, value // blocks.COLUMNS),
-        grid_names=("batch", "head", "columns"),
-        kernel_name="march",
-    )(q, k, v, sums_of_chunks(log_decay, chunks), initial_state)
+    chunks, members = pl.cdiv(v.shape[1], blocks.CHUNK), v.shape[2] // k.shape[2]
+    run = blocks.march(partial(_march, chunks, members), v, initial_state, store=store)
+    return run(q, k, v, sums_of_chunks(log_decay, chunks), initial_state)
 
 
 def sums_of_chunks(log_decay: Array, chunks: int) -> Array:

@@ -6,6 +6,9 @@ and keys, and of the values; `_of_tree` those behind them, 64 channels at a time
 scaled key or query depends on another. What the forward pass prepared is prepared again.
 
 Every gradient is a sum of products: nothing is divided by a decay, and no sums are subtracted from each other.
+
+Per token and head of 128 channels with float32 decays 2,816 bytes must move, 0.94 ns at 3 TB/s; with the states of both
+directions, the scores and what is scaled, which are written and read, it is three times as many.
 """
 
 from functools import partial
@@ -40,14 +43,8 @@ def backward(
     chunks, members = before.shape[2], heads // groups
     scores, scaled, total = prepare(q, k, log_decay)
     tile = hopper.tile(blocks.CHUNK, blocks.COLUMNS)
-    behind, dinitial = plgpu.kernel(
-        partial(_march, chunks, heads),
-        out_type=[before, jax.ShapeDtypeStruct(dfinal.shape, jnp.float32)],
-        scratch_types=[hopper.tile(key, blocks.COLUMNS)],
-        grid=(batch, heads, value // blocks.COLUMNS),
-        grid_names=("batch", "head", "columns"),
-        kernel_name="march_back",
-    )(scaled, do, total, dfinal)
+    run = blocks.march_back(partial(_march, chunks, heads), before, dfinal, tiles=1)
+    behind, dinitial = run(scaled, do, total, dfinal)
     each = min(MOST, chunks)
     programs = pl.cdiv(chunks, each)
     state = hopper.tile(key, value)

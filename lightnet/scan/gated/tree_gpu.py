@@ -38,22 +38,9 @@ def forward(
 
     Keys, values and decays of masked tokens are 0, a reset is `LEAST` or less.
     """
-    (batch, length, heads, value), key = v.shape, k.shape[-1]
-    chunks = pl.cdiv(length, blocks.CHUNK)
-    before = jax.ShapeDtypeStruct((batch, heads, chunks, key, value), jnp.bfloat16)
     scores, scaled, total = prepare(q, k, log_decay)
-    return plgpu.kernel(
-        partial(_march, chunks, heads),
-        out_type=[
-            jax.ShapeDtypeStruct(v.shape, v.dtype),
-            jax.ShapeDtypeStruct(initial_state.shape, jnp.float32),
-            *[before] * store,
-        ],
-        scratch_types=[hopper.tile(key, blocks.COLUMNS), hopper.tile(blocks.CHUNK, blocks.COLUMNS)],
-        grid=(batch, heads, value // blocks.COLUMNS),
-        grid_names=("batch", "head", "columns"),
-        kernel_name="march",
-    )(scores, scaled, total, v, initial_state)
+    body = partial(_march, pl.cdiv(v.shape[1], blocks.CHUNK), v.shape[2])
+    return blocks.march(body, v, initial_state, store=store)(scores, scaled, total, v, initial_state)
 
 
 def prepare(q: Array, k: Array, log_decay: Array) -> list[Array]:

@@ -118,6 +118,20 @@ def left_over(name: str) -> None:
         closeness(f"{name} with axes left over", have, want)
 
 
+def nothing_to_hand_on(name: str) -> None:
+    """A row without real tokens and an empty state: its gradient passes through all stretches of the sequence."""
+    *of_tokens, _, total, state = operands(name, 4, 16, seed=0)
+    args = (*of_tokens, jnp.full_like(total, -jnp.inf), 0 * total, 0 * state)
+    given = {"mask": jnp.arange(64).reshape(4, 16) >= 16}
+    out = cotangents(CALLS[name], args, given)
+    want = value_and_gradients(partial(CALLS[name], implementation="reference"), given, out)(*args)
+    with jax.set_mesh(mesh_of((1, 2, 4))):
+        have = value_and_gradients(CALLS[name], given, out)(*args)
+    finite = [jax.tree.map(lambda x: jnp.where(jnp.isinf(x), -1, x), both) for both in (have, want)]
+    closeness(f"{name} with an empty state", *finite)
+    np.testing.assert_array_equal(have[1][-2][0], out[1].total[0])
+
+
 def inside_another_shard_map(name: str) -> None:
     """The axis of the batch is taken already; that of the sequence is still there."""
     args = operands(name, 4, 32, seed=0)

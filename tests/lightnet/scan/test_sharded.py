@@ -58,6 +58,12 @@ def test_axes_of_the_mesh_that_are_left_over_hold_copies(name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
+def test_the_gradient_of_an_empty_state_passes_a_row_without_real_tokens():
+    on_eight_devices("nothing_to_hand_on", "additive_recurrence", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+
+
+@pytest.mark.slow
 def test_rows_and_heads_move_nothing_and_the_sequence_moves_summaries():
     on_eight_devices("collectives", *NAMES)
 

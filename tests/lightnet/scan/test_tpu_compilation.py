@@ -32,9 +32,19 @@ def test_forward_and_backward_compile_for_four_chips(name):
     in_a_process("tests.lightnet.scan.on_tpu_topology", "split", name, **WITHOUT_CHIPS)
 
 
+WITH_KERNELS = [name for name in CALLS if name != "causal_conv"]
+
+
 @without_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "causal_conv"])
+def test_all_kernels_compile_for_four_chips_though_heads_do_not_divide():
+    in_a_process("tests.lightnet.scan.on_tpu_topology", "left_over_in_half", *WITH_KERNELS, **WITHOUT_CHIPS)
+
+
+@without_compiler
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", WITH_KERNELS)
 def test_kernels_compile_where_axes_of_the_mesh_are_left_over(name):
     in_a_process("tests.lightnet.scan.on_tpu_topology", "left_over", name, **WITHOUT_CHIPS)
 

@@ -1,7 +1,7 @@
 """The causal language model around a backbone, and what it carries from token to token."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -146,20 +146,38 @@ class CausalLM(nn.Module):
                 does not have; more than `max_length` of them are read, those of a concrete state included; or the mixer
                 is not causal.
         """
-        # Where tokens are masked or start a new run, fewer than L of them follow the state's.
-        self._check(tokens, state if segment_ids is None and mask is None else None, ndim=2)
-        check_ids("tokens", tokens, self.vocab_size + self.num_input_only, mask)
-        check_per_token({"B": tokens.shape[0], "L": tokens.shape[1]}, segment_ids, mask)
-        real = jnp.ones(tokens.shape, bool) if mask is None else mask
-        run = jnp.zeros(tokens.shape, jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
-        offset = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state.position
-        position = token_positions(run, real, offset)
-        _, before, placed = (None, None, None) if state is None else state
-        x = self._embed(tokens, position)
-        if self.input_positions is not None:
-            x, placed = self.places(x, placed, segment_ids=segment_ids, mask=mask)
-        x, after = self.backbone(x, before, segment_ids=segment_ids, mask=mask)
-        return self._logits(x), DecodingState(position[:, -1] + real[:, -1], after, placed)
+        x, after = self._read(tokens, state, segment_ids, mask)
+        return self._logits(x), after
+
+    def logit_factors(
+        self, tokens: Array, *, segment_ids: Array | None = None, mask: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Hidden states and output kernel, whose products are the logits: what a loss takes that never holds them.
+
+        Args:
+            tokens: (B, L) ids.
+            segment_ids: (B, L); positions restart and nothing is seen across runs.
+            mask: (B, L), true at real tokens; padding may stand anywhere.
+
+        Returns:
+            h (B, L, D) and W (V, D) in the precision of h, of logits h W^T as `__call__` gives them.
+
+        Raises:
+            ValueError: as for `extend`, or the logits have a bias.
+
+        Example:
+            >>> from functools import partial
+            >>> from lightnet.mixers import LightNetAttention
+            >>> model = CausalLM(Backbone(partial(LightNetAttention, num_heads=2), num_layers=1, width=8), vocab_size=5)
+            >>> variables = model.init(jax.random.key(0), tokens := jnp.array([[1, 2, 3]]))
+            >>> h, W = model.apply(variables, tokens, method="logit_factors")
+            >>> h.shape, W.shape
+            ((1, 3, 8), (5, 8))
+        """
+        if self.head_bias:
+            raise ValueError("head_bias: got True, expected logits that are a product of two factors")
+        x, _ = self._read(tokens, None, segment_ids, mask)
+        return x, self._kernel(x.dtype)
 
     def step(self, token: Array, state: DecodingState) -> tuple[Array, DecodingState]:
         """Read one token per row.
@@ -199,6 +217,25 @@ class CausalLM(nn.Module):
         if 0 < self.max_length < length:
             raise ValueError(f"tokens: got length {length}, expected at most max_length={self.max_length}")
 
+    def _read(
+        self, tokens: Array, state: DecodingState | None, segment_ids: Array | None, mask: Array | None
+    ) -> tuple[Array, DecodingState]:
+        """The hidden states (B, L, D) behind the backbone, and the state; see `extend`."""
+        # Where tokens are masked or start a new run, fewer than L of them follow the state's.
+        self._check(tokens, state if segment_ids is None and mask is None else None, ndim=2)
+        check_ids("tokens", tokens, self.vocab_size + self.num_input_only, mask)
+        check_per_token({"B": tokens.shape[0], "L": tokens.shape[1]}, segment_ids, mask)
+        real = jnp.ones(tokens.shape, bool) if mask is None else mask
+        run = jnp.zeros(tokens.shape, jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
+        offset = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state.position
+        position = token_positions(run, real, offset)
+        _, before, placed = (None, None, None) if state is None else state
+        x = self._embed(tokens, position)
+        if self.input_positions is not None:
+            x, placed = self.places(x, placed, segment_ids=segment_ids, mask=mask)
+        x, after = self.backbone(x, before, segment_ids=segment_ids, mask=mask)
+        return x, DecodingState(position[:, -1] + real[:, -1], after, placed)
+
     def _embed(self, tokens: Array, position: Array) -> Array:
         x = self.embedding[tokens]
         if self.max_length:
@@ -206,7 +243,11 @@ class CausalLM(nn.Module):
         return x if self.backbone.dtype is None else x.astype(self.backbone.dtype)
 
     def _logits(self, x: Array) -> Array:
-        kernel = self.embedding[: self.vocab_size] if self.tied else self.head
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        logits = jnp.einsum("...d,vd->...v", x, kernel.astype(x.dtype), preferred_element_type=wide)
+        logits = jnp.einsum("...d,vd->...v", x, self._kernel(x.dtype), preferred_element_type=wide)
         return logits + jnp.broadcast_to(self.bias, logits.shape) if self.head_bias else logits
+
+    def _kernel(self, dtype: Any) -> Array:
+        """The output kernel (V, D)."""
+        kernel = self.embedding[: self.vocab_size] if self.tied else self.head
+        return kernel.astype(dtype)

@@ -1,0 +1,70 @@
+"""A function called in a process of its own that has several virtual CPU devices.
+
+How many a process has is fixed once JAX is in use, and what needs eight must run beside results that need one. The peak
+memory of such a process is that of the one call.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+
+def on_virtual_devices(count: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function where JAX sees so many CPU devices, all of them parts of one new process.
+
+    Args:
+        count: of devices.
+        function: of a module, so that the process can import it.
+        *arguments: which can be pickled.
+
+    Returns:
+        What the function returns, which can be pickled too.
+
+    Raises:
+        Exception: what the function raises.
+        BrokenProcessPool: the process was killed, for memory perhaps.
+
+    Example:
+        >>> import jax
+        >>> on_virtual_devices(2, jax.device_count)
+        2
+    """
+    start = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=start, initializer=_begin, initargs=(count,)) as process:
+        return process.submit(function, *arguments).result()
+
+
+def peak_memory() -> int:
+    """Most bytes that this process, or the one that began it when it did, has held in memory at once.
+
+    Example:
+        >>> peak_memory() > 2**20
+        True
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _begin(count: int) -> None:
+    """Set the devices, leave Ctrl-C to the parent, and never outlive it."""
+    import jax
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from lightnet.backbone import Capabilities, Mixer
 from lightnet.mixers.parts import Relative, into_heads, out_of_heads, paired_key_size, places, zero_masked
+from lightnet.mixers.ring import split_attention
 from lightnet.segments import run_index
 from lightnet.typing import Array
 
@@ -27,7 +28,8 @@ class AttentionState(NamedTuple):
 class SoftmaxAttention(Mixer):
     """Multi-head softmax attention, causal or not, with a key-value cache.
 
-    o_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j over the visible j (Vaswani et al. 2017, eq. 1).
+    o_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j over the visible j (Vaswani et al. 2017, eq. 1). Where a mesh with an
+    axis `sequence` is set, keys and values go round it (`lightnet.mixers.ring`).
 
     Attributes:
         width: channels D.
@@ -100,16 +102,18 @@ class SoftmaxAttention(Mixer):
         self.require(state=state is not None, segments=segment_ids is not None)
         x = zero_masked(x, mask)
         q, k, v = self._projected(x, None if state is None else state.length, segment_ids, mask)
-        plain = state is None and segment_ids is None and mask is None
         run = jnp.zeros(x.shape[:2], jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
         real = jnp.ones(x.shape[:2], bool) if mask is None else mask
-        keys, values, visible = k, v, None if plain else _visible_tokens(run, real, self.causal)
-        if state is not None:
+        if state is None:
+            plain = segment_ids is None and mask is None
+            o = self._within(q, k, v, run, real, plain)
+        else:
             self._check_room(state, x.shape[1])
             keys = jnp.concatenate([state.keys.astype(k.dtype), k], 1)
             values = jnp.concatenate([state.values.astype(v.dtype), v], 1)
             visible = jnp.concatenate([_visible_slots(state, run), _visible_tokens(run, real, self.causal)], axis=-1)
-        y = self.out(_attend(q, keys, values, visible, is_causal=self.causal and plain))
+            o = _attend(q, keys, values, visible)
+        y = self.out(o)
         y = zero_masked(y if state is None else _poison_overflow(y, state), mask)
         if not self.capabilities.state:
             return y, None
@@ -147,6 +151,15 @@ class SoftmaxAttention(Mixer):
             return q, k, v
         coordinates, _ = places(x, self.grid, self.num_extra, segment_ids=segment_ids, mask=mask, offset=offset)
         return *self.encoding.pair(q, k, self.encoding(coordinates)), v
+
+    def _within(self, q: Array, k: Array, v: Array, run: Array, real: Array, plain: bool) -> Array:
+        """Attention within the sequence; round a ring where a mesh splits it. Plain: one run of real tokens."""
+        scale = 1.0 / np.sqrt(v.shape[-1])
+        o = split_attention(q, k, v, None if plain else run, None if plain else real, causal=self.causal, scale=scale)
+        if o is not None:
+            return o
+        visible = None if plain else _visible_tokens(run, real, self.causal)
+        return _attend(q, k, v, visible, is_causal=self.causal and plain)
 
     def _check_room(self, state: AttentionState, tokens: int) -> None:
         """Refuse what does not fit where the length is known; `_poison_overflow` does what is possible inside jit."""

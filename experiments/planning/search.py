@@ -8,12 +8,13 @@ from experiments.planning.trainings import Training
 from experiments.training.config import MeshConfig, TrainConfig
 
 
-def meshes(devices: int, config: TrainConfig) -> Iterator[MeshConfig]:
+def meshes(devices: int, config: TrainConfig, tensor_sizes: Sequence[int] = ()) -> Iterator[MeshConfig]:
     """Sizes of data, fsdp and tensor that multiply to the devices, and divide the batch; sequence as it is set.
 
     Args:
         devices: how many.
         config: the batch, and the sequence axis.
+        tensor_sizes: those of tensor to try; none takes all.
 
     Yields:
         Each once, those with the most copies of the model first.
@@ -26,6 +27,8 @@ def meshes(devices: int, config: TrainConfig) -> Iterator[MeshConfig]:
     for data in _divisors(devices):
         for fsdp in sorted(_divisors(devices // data)):
             tensor, rest = divmod(devices // data // fsdp, sequence)
+            if tensor_sizes and tensor not in tensor_sizes:
+                continue
             if not rest and tensor and config.batch_size % (data * fsdp) == 0:
                 yield MeshConfig(data, fsdp, tensor, sequence)
 

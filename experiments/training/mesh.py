@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.errors import UserError
@@ -20,6 +20,7 @@ LOGICAL_AXIS_RULES = (
     ("mlp", "tensor"),
     ("embed", "fsdp"),
     ("head_size", None),
+    ("layers", None),
 )
 
 
@@ -53,7 +54,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+        # A torus of 4 x 4 x 8 chips has an axis of 2 only as a part of one of its own.
+        return Mesh(create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=types)
     between = _between_slices(sizes, slices)
     within = [size // part for size, part in zip(sizes, between, strict=True)]
     return Mesh(create_hybrid_device_mesh(within, between, devices), AXES, axis_types=types)

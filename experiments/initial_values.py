@@ -31,7 +31,7 @@ def for_narrow_models(params: Any, width: int) -> Any:
 
     def scaled(path: tuple, leaf: jax.Array) -> jax.Array:
         names = [entry.key for entry in path if hasattr(entry, "key")]
-        in_block = "kernel" in names and any(name.startswith("blocks_") for name in names) and not _KEPT & set(names)
+        in_block = "kernel" in names and any(name.startswith("blocks") for name in names) and not _KEPT & set(names)
         return leaf / (0.02 * width**0.5) if in_block or names[-1] == "embedding" else leaf
 
     return jax.tree_util.tree_map_with_path(scaled, params)

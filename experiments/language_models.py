@@ -55,6 +55,8 @@ class LanguageModel(Vocabulary):
         tied: whether the output kernel is the embedding.
         length: most tokens of a sequence, for positions that have a limit.
         tokenizer: JSON of a Hugging Face tokenizer (`tokenizers.Tokenizer.to_str`); None reads bytes.
+        scan_layers: whether the blocks are a loop over stacked parameters, see `lightnet.backbone.Backbone`. A model
+            that is read back has them one by one.
 
     Raises:
         ValueError: a name that does not exist.
@@ -77,6 +79,7 @@ class LanguageModel(Vocabulary):
     tied: bool = True
     length: int = 0
     tokenizer: str | None = None
+    scan_layers: bool = False
 
     def __post_init__(self) -> None:
         """Check the names."""
@@ -117,6 +120,7 @@ class LanguageModel(Vocabulary):
             self.vocab_size,
             mixer=_checked("mixer_options", mixer(self.mixer, causal=True), options),
             tied=self.tied,
+            scan_layers=self.scan_layers,
             **self._encodings(),
             **stack_options,
         )
@@ -241,13 +245,17 @@ def _checkpointed(folder: Path) -> Trained:
     import jax
 
     from experiments.training.checkpoint import Checkpoints
+    from lightnet.backbone import unstack_layers
 
     language_model, model, variables = _described(folder / DESCRIPTION, read_json(folder / DESCRIPTION))
     like = {"params": variables}  # the loop's own "params" are all that is trained, and collections beside them
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with closing(Checkpoints(folder / CHECKPOINTS, read_only=True)) as checkpoints:
         fields = checkpoints.restore_params(like, jax.tree.map(lambda _: place, like), ema=True)
-    return Trained(language_model, model, fields["params"])
+    if not language_model.scan_layers:
+        return Trained(language_model, model, fields["params"])
+    one_by_one = dataclasses.replace(language_model, scan_layers=False)
+    return Trained(one_by_one, one_by_one.build(), unstack_layers(fields["params"]))
 
 
 def _exported(folder: Path, config: dict[str, Any]) -> Trained:

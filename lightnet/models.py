@@ -100,6 +100,7 @@ def stack(
     remat: str = "none",
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    scan_layers: bool = False,
     **options: Any,
 ) -> Backbone:
     """The blocks of a size around a mixer: RMSNorm, mixer, RMSNorm, GLU.
@@ -111,6 +112,7 @@ def stack(
         remat: see `Backbone`.
         dropout: see `Backbone`.
         drop_path: see `Backbone`.
+        scan_layers: see `Backbone`.
         **options: further fields of the mixer, such as `relative`.
 
     Returns:
@@ -130,6 +132,7 @@ def stack(
         norm=RMS_NORM,
         dropout=dropout,
         drop_path=drop_path,
+        scan_layers=scan_layers,
     )
 
 

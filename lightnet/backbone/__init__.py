@@ -13,6 +13,7 @@ field. A mixer that cannot do something says so in its capabilities, and asking 
 """
 
 from lightnet.backbone.language_model import CausalLM, DecodingState
+from lightnet.backbone.layers import stack_layers, unstack_layers
 from lightnet.backbone.mixer import Capabilities, Mixer, partitioned
 from lightnet.backbone.stack import MLP, REMAT_POLICIES, Backbone, Block
 
@@ -26,4 +27,6 @@ __all__ = [
     "DecodingState",
     "Mixer",
     "partitioned",
+    "stack_layers",
+    "unstack_layers",
 ]

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lightnet.backbone.layers import over_layers, stacked, unstacked
 from lightnet.backbone.mixer import Mixer, State, partitioned
 from lightnet.scan.checks import check_per_token
 from lightnet.scan.placement import spread
@@ -132,6 +133,9 @@ class Backbone(nn.Module):
             nothing.
         drop_path: rate at which the last block's branches are dropped, for each example by itself; that of the first is
             0, and in between it grows linearly. Under the same condition.
+        scan_layers: compile one block and loop over all, whose parameters then lie in `blocks` with a leading axis
+            named `layers` (`lightnet.backbone.stack_layers`). What is computed and the state stay the same. Blocks
+            that differ, by `drop_path`, cannot be looped over.
 
     Example:
         >>> from functools import partial
@@ -157,6 +161,7 @@ class Backbone(nn.Module):
     float32_residual: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
+    scan_layers: bool = False
 
     def setup(self) -> None:
         """Declare the blocks and the final norm."""
@@ -169,6 +174,10 @@ class Backbone(nn.Module):
             raise ValueError(f"mlp_ratio: got {self.mlp_ratio}, expected at least 0")
         if self.remat not in ("none", *REMAT_POLICIES):
             raise ValueError(f"remat: got {self.remat!r}, expected none, {', '.join(REMAT_POLICIES)}")
+        if self.scan_layers and self.drop_path:
+            raise ValueError(
+                f"drop_path: got {self.drop_path} with scan_layers, expected 0, as all blocks are the same"
+            )
         out_scale = 0.02 / (2 * self.num_layers) ** 0.5
 
         def mixer() -> Mixer:
@@ -188,9 +197,12 @@ class Backbone(nn.Module):
         alone = self.mlp_ratio == 0 and self.channel_mixer is None
         block = Block
         if self.remat != "none":
-            block = nn.remat(Block, policy=getattr(jax.checkpoint_policies, self.remat))
+            # Nothing of one turn of a loop can be taken for something of another.
+            policy = getattr(jax.checkpoint_policies, self.remat)
+            block = nn.remat(Block, policy=policy, prevent_cse=not self.scan_layers)
         path = [self.drop_path * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
-        self.blocks = [block(mixer, None if alone else mlp, norm, self.dropout, rate) for rate in path]
+        made = partial(block, mixer, None if alone else mlp, norm, self.dropout)
+        self.blocks: Any = made(0.0) if self.scan_layers else [made(rate) for rate in path]
         self.drop_input = Drop(self.dropout)
         self.final_norm = norm()
 
@@ -212,22 +224,32 @@ class Backbone(nn.Module):
             ValueError: an argument has another shape or kind than stated, or a mixer cannot do what is asked.
         """
         self._check(x, segment_ids, mask)
-        states = []
         x = self.drop_input(self._residual(x if mask is None else jnp.where(mask[..., None], x, 0)))
-        x = spread(x, "B L W")
-        for i, block in enumerate(self.blocks):
-            x, after = block(x, None if state is None else state[i], segment_ids=segment_ids, mask=mask)
-            x = spread(x, "B L W")
-            states.append(after)
-        return self.final_norm(x), tuple(states)
+        per_token = {"segment_ids": segment_ids, "mask": mask}
+
+        def apply(block: Block, x: Array, state: State, same: Any) -> tuple[Array, State]:
+            x, state = block(x, state, **same)
+            return spread(x, "B L W"), state
+
+        x, state = self._through(apply, spread(x, "B L W"), state, per_token)
+        return self.final_norm(x), state
 
     def step(self, x: Array, state: State) -> tuple[Array, State]:
         """Advance by one token: (B, D) to (B, D), in the memory of the state."""
-        x, states = self._residual(x), []
-        for block, before in zip(self.blocks, state, strict=True):
-            x, after = block.step(x, before)
+        x, state = self._through(lambda block, x, state, _: block.step(x, state), self._residual(x), state)
+        return self.final_norm(x), state
+
+    def _through(self, apply: Callable, x: Array, state: State, same: Any = None) -> tuple[Array, State]:
+        """Through all blocks, each with its entry of the state."""
+        if self.scan_layers:
+            given = None if state is None else stacked(state)
+            x, after = over_layers(apply, self.num_layers)(self.blocks, x, given, same)
+            return x, unstacked(after, self.num_layers)
+        states = []
+        for i, block in enumerate(self.blocks):
+            x, after = apply(block, x, None if state is None else state[i], same)
             states.append(after)
-        return self.final_norm(x), tuple(states)
+        return x, tuple(states)
 
     def _residual(self, x: Array) -> Array:
         return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if self.float32_residual else x
@@ -239,9 +261,16 @@ class Backbone(nn.Module):
 
     def require(self, **asked: bool) -> None:
         """Raise a ValueError unless every block's mixer has the capabilities asked for; see `Mixer.require`."""
-        for block in self.blocks:
-            block.mix.require(**asked)
+        self._each(lambda block: block.mix.require(**asked))
 
     def init_state(self, batch: int) -> State:
         """The state before the first token, one entry per block."""
-        return tuple(block.mix.init_state(batch) for block in self.blocks)
+        return self._each(lambda block: block.mix.init_state(batch))
+
+    def _each(self, ask: Callable[[Block], Any]) -> tuple[Any, ...]:
+        """What every block answers."""
+        if not self.scan_layers:
+            return tuple(map(ask, self.blocks))
+        # Outside of the loop a block would not find its parameters.
+        _, answers = over_layers(lambda block, *_: (None, ask(block)), self.num_layers)(self.blocks, None, None, None)
+        return unstacked(answers, self.num_layers)

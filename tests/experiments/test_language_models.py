@@ -21,6 +21,7 @@ from experiments.mixers import CAUSAL_ONLY, MIXERS, ORDER_FREE_ONLY
 from experiments.text_stream import TokenizerDecoder
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.update import initial_state
+from lightnet.backbone import unstack_layers
 from ssm.mamba import Mamba
 from ssm.models import Architecture, mamba_lm
 
@@ -75,6 +76,15 @@ def test_the_newest_checkpoint_of_a_training_is_read_back(tmp_path, average):
         assert found.language_model == RICH
         same(found.variables, expected)
     assert not (tmp_path / "run" / "a" / "seed0" / "checkpoints" / "damaged").exists()
+
+
+def test_a_model_that_looped_over_its_blocks_is_read_back_one_by_one(tmp_path):
+    looped = dataclasses.replace(SMALL, num_layers=2, scan_layers=True)
+    expected = unstack_layers(trained_in(tmp_path, looped))
+    found = load(tmp_path)
+    assert found.language_model == dataclasses.replace(looped, scan_layers=False)
+    assert set(found.variables["params"]["backbone"]) > {"blocks_0", "blocks_1"}
+    same(found.variables, expected)
 
 
 def test_an_export_is_read_back_and_replaced_as_a_whole(tmp_path):

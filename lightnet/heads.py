@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lightnet.backbone import Backbone, partitioned
-from lightnet.backbone.language_model import check_ids
+from lightnet.backbone.language_model import check_ids, embedded
 from lightnet.scan.checks import check_per_token
 from lightnet.typing import Array
 
@@ -200,7 +200,7 @@ class MaskedLM(nn.Module):
             raise ValueError(f"tokens: got {tokens.dtype}{list(tokens.shape)}, expected an integer array (B, L)")
         check_per_token({"B": tokens.shape[0], "L": tokens.shape[1]}, segment_ids, mask)
         check_ids("tokens", tokens, self.vocab_size + self.num_input_only, mask)
-        x = self.embedding[tokens]
+        x = embedded(self.embedding, tokens)
         x = x if self.backbone.dtype is None else x.astype(self.backbone.dtype)
         if self.input_positions is not None:
             x, _ = self.places(x, segment_ids=segment_ids, mask=mask)

@@ -11,6 +11,7 @@ import numpy as np
 from lightnet.backbone.mixer import State, partitioned
 from lightnet.backbone.stack import Backbone
 from lightnet.scan.checks import check_per_token, known
+from lightnet.scan.placement import spread
 from lightnet.segments import run_index, token_positions
 from lightnet.typing import Array
 
@@ -49,6 +50,26 @@ def check_ids(name: str, tokens: Array, size: int, mask: Array | None = None) ->
         wrong &= np.asarray(mask)
     if wrong.any():
         raise ValueError(f"{name}: got the id {ids[wrong][0]}, expected ids from 0 to {size - 1}")
+
+
+def embedded(table: Array, tokens: Array) -> Array:
+    """The rows of a table, on a mesh each device those of its own tokens.
+
+    Rows that are cut over the axis `fsdp` are gathered first. Otherwise each device would look up its part of the rows
+    for the tokens of all others, and everything would be sent to everyone to be cut anew.
+
+    Args:
+        table: (V, D).
+        tokens: (...) ids.
+
+    Returns:
+        (..., D).
+
+    Example:
+        >>> embedded(jnp.eye(3), jnp.array([2, 0])).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    return spread(table, "vocabulary W")[tokens]
 
 
 class CausalLM(nn.Module):
@@ -237,9 +258,9 @@ class CausalLM(nn.Module):
         return x, DecodingState(position[:, -1] + real[:, -1], after, placed)
 
     def _embed(self, tokens: Array, position: Array) -> Array:
-        x = self.embedding[tokens]
+        x = embedded(self.embedding, tokens)
         if self.max_length:
-            x = x + self.positions.at[position].get(mode="fill", fill_value=jnp.nan)
+            x = x + spread(self.positions, "position W").at[position].get(mode="fill", fill_value=jnp.nan)
         return x if self.backbone.dtype is None else x.astype(self.backbone.dtype)
 
     def _logits(self, x: Array) -> Array:

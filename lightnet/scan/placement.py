@@ -18,8 +18,9 @@ from lightnet.scan.mesh import axis_types, lie
 from lightnet.scan.recurrence import Axes, Tokens
 from lightnet.typing import Array
 
-# Letter of an axis -> axes of the mesh that it is split over, as far as the mesh has them. Groups of heads go with H.
-MESH_AXES = {"B": ("data", "fsdp"), "L": ("sequence",), "D": ("tensor",), "H": ("tensor",)}
+# Letter of an axis -> axes of the mesh that it is split over, as far as the mesh has them. Groups of heads go with H,
+# and no recurrence has the axis of a vocabulary.
+MESH_AXES = {"B": ("data", "fsdp"), "L": ("sequence",), "D": ("tensor",), "H": ("tensor",), "vocabulary": ("tensor",)}
 
 
 class Placement(NamedTuple):

@@ -89,6 +89,8 @@ class Config(results.Config):
     """Width and heads, see `lightnet.models.CLASSIFIERS`."""
     num_layers: int = 12
     """Blocks."""
+    scan_layers: bool = True
+    """Compile one block and loop over all."""
     drop_path: float = 0.1
     """Rate at which branches of the last block are dropped; it grows from 0 with depth."""
     data_dir: str = ""
@@ -180,6 +182,7 @@ def model_of(config: Config, name: str) -> Any:
         mixer=mixer(kind, causal=False),
         remat=config.train.remat,
         drop_path=config.drop_path,
+        scan_layers=config.scan_layers,
         **positions(encoding),
     )
 

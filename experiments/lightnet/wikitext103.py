@@ -53,6 +53,8 @@ class Config(results.Config):
     """Mixer and positions, joined by +."""
     num_layers: int = 6
     """Blocks; width and heads are those of `lightnet.models.CAUSAL_LMS["44m"]`."""
+    scan_layers: bool = True
+    """Compile one block and loop over all."""
     length: int = 512
     """Tokens per row."""
     dropout: float = 0.1
@@ -212,6 +214,7 @@ def described(config: Config, vocabulary: language.Vocabulary) -> dict[str, Lang
         hidden=size.glu,
         length=config.length,
         tokenizer=vocabulary.tokenizer,
+        scan_layers=config.scan_layers,
     )
     parameters, models = language.count_parameters(reference.build()), {}
     for name in config.models:

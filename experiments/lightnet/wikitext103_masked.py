@@ -48,6 +48,8 @@ class Config(results.Config):
 
     models: tuple[str, ...] = (LIGHTNET, "linear+both", "softmax+lrpe", TWO_SCANS)
     """Mixer and positions, joined by +."""
+    scan_layers: bool = True
+    """Compile one block and loop over all."""
     num_layers: int = 12
     """Blocks; width and heads are those of `lightnet.models.MASKED_LMS["base"]`."""
     rate: float = 0.15
@@ -154,6 +156,7 @@ def models_of(config: Config, vocab_size: int) -> dict[str, Any]:
             mixer=mixer(kind, causal=False),
             remat=config.train.remat,
             dropout=config.dropout,
+            scan_layers=config.scan_layers,
             **positions(encodings, length=config.text.length),
         )
 

@@ -65,12 +65,15 @@ class Drop(nn.Module):
     drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """The branch (B, L, D), or what is left of it."""
+    def __call__(self, x: Array, drop_path: Array | None = None) -> Array:
+        """The branch (B, L, D), or what is left of it; `drop_path` in place of the attribute may be traced."""
         if not self.has_rng("dropout"):
             return x
         x = nn.Dropout(self.dropout, deterministic=False)(x)
-        return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(x)
+        if drop_path is None:
+            return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(x)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (x.shape[0], 1, 1))
+        return jnp.where(kept, x / (1 - drop_path).astype(x.dtype), 0)
 
 
 class Block(nn.Module):
@@ -92,12 +95,18 @@ class Block(nn.Module):
             self.feed_forward = self.mlp()
 
     def __call__(
-        self, x: Array, state: State = None, *, segment_ids: Array | None = None, mask: Array | None = None
+        self,
+        x: Array,
+        state: State = None,
+        drop_path: Array | None = None,
+        *,
+        segment_ids: Array | None = None,
+        mask: Array | None = None,
     ) -> tuple[Array, State]:
         """Mix a whole sequence (B, L, D)."""
         y, state = self.mix(self.mix_norm(x), state, segment_ids=segment_ids, mask=mask)
-        x = x + self.drop_mixed(y)
-        return x if self.mlp is None else x + self.drop_fed(self.feed_forward(self.mlp_norm(x))), state
+        x = x + self.drop_mixed(y, drop_path)
+        return x if self.mlp is None else x + self.drop_fed(self.feed_forward(self.mlp_norm(x)), drop_path), state
 
     def step(self, x: Array, state: State) -> tuple[Array, State]:
         """Advance by one token (B, D)."""
@@ -134,8 +143,8 @@ class Backbone(nn.Module):
         drop_path: rate at which the last block's branches are dropped, for each example by itself; that of the first is
             0, and in between it grows linearly. Under the same condition.
         scan_layers: compile one block and loop over all, whose parameters then lie in `blocks` with a leading axis
-            named `layers` (`lightnet.backbone.stack_layers`). What is computed and the state stay the same. Blocks
-            that differ, by `drop_path`, cannot be looped over.
+            named `layers` (`lightnet.backbone.stack_layers`). What is computed and the state stay the same, but for
+            which numbers are drawn to be dropped.
 
     Example:
         >>> from functools import partial
@@ -174,10 +183,6 @@ class Backbone(nn.Module):
             raise ValueError(f"mlp_ratio: got {self.mlp_ratio}, expected at least 0")
         if self.remat not in ("none", *REMAT_POLICIES):
             raise ValueError(f"remat: got {self.remat!r}, expected none, {', '.join(REMAT_POLICIES)}")
-        if self.scan_layers and self.drop_path:
-            raise ValueError(
-                f"drop_path: got {self.drop_path} with scan_layers, expected 0, as all blocks are the same"
-            )
         out_scale = 0.02 / (2 * self.num_layers) ** 0.5
 
         def mixer() -> Mixer:
@@ -200,9 +205,8 @@ class Backbone(nn.Module):
             # Nothing of one turn of a loop can be taken for something of another.
             policy = getattr(jax.checkpoint_policies, self.remat)
             block = nn.remat(Block, policy=policy, prevent_cse=not self.scan_layers)
-        path = [self.drop_path * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
         made = partial(block, mixer, None if alone else mlp, norm, self.dropout)
-        self.blocks: Any = made(0.0) if self.scan_layers else [made(rate) for rate in path]
+        self.blocks: Any = made() if self.scan_layers else [made(rate) for rate in self._rates()]
         self.drop_input = Drop(self.dropout)
         self.final_norm = norm()
 
@@ -227,8 +231,8 @@ class Backbone(nn.Module):
         x = self.drop_input(self._residual(x if mask is None else jnp.where(mask[..., None], x, 0)))
         per_token = {"segment_ids": segment_ids, "mask": mask}
 
-        def apply(block: Block, x: Array, state: State, same: Any) -> tuple[Array, State]:
-            x, state = block(x, state, **same)
+        def apply(block: Block, x: Array, each: tuple[State, Array | None], same: Any) -> tuple[Array, State]:
+            x, state = block(x, *each, **same)
             return spread(x, "B L W"), state
 
         x, state = self._through(apply, spread(x, "B L W"), state, per_token)
@@ -236,20 +240,25 @@ class Backbone(nn.Module):
 
     def step(self, x: Array, state: State) -> tuple[Array, State]:
         """Advance by one token: (B, D) to (B, D), in the memory of the state."""
-        x, state = self._through(lambda block, x, state, _: block.step(x, state), self._residual(x), state)
+        x, state = self._through(lambda block, x, each, _: block.step(x, each[0]), self._residual(x), state)
         return self.final_norm(x), state
 
     def _through(self, apply: Callable, x: Array, state: State, same: Any = None) -> tuple[Array, State]:
-        """Through all blocks, each with its entry of the state."""
+        """Through all blocks, each with its entry of the state and, where it is not an attribute, its drop_path."""
         if self.scan_layers:
-            given = None if state is None else stacked(state)
+            rates = jnp.array(self._rates()) if self.drop_path else None
+            given = (None if state is None else stacked(state), rates)
             x, after = over_layers(apply, self.num_layers)(self.blocks, x, given, same)
             return x, unstacked(after, self.num_layers)
         states = []
         for i, block in enumerate(self.blocks):
-            x, after = apply(block, x, None if state is None else state[i], same)
+            x, after = apply(block, x, (None if state is None else state[i], None), same)
             states.append(after)
         return x, tuple(states)
+
+    def _rates(self) -> list[float]:
+        """`drop_path` of each block."""
+        return [self.drop_path * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
 
     def _residual(self, x: Array) -> Array:
         return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if self.float32_residual else x

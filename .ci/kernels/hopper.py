@@ -1,4 +1,4 @@
-"""Compile a kernel for Hopper GPUs without any, down to machine code; `h100.pbtxt` says what an H100 has."""
+"""Compile a kernel for Hopper GPUs without any, down to machine code, from what the plans know of an H100."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from jax.sharding import SingleDeviceSharding
 
 from kernels.case import Case, Measured, traffic
 
-TARGETS = {"sm_90a": (Path(__file__).parent / "h100.pbtxt").read_text()}
+TARGETS = {"sm_90a": (Path(__file__).parents[2] / "experiments" / "planning" / "h100.pbtxt").read_text()}
 COLUMNS = ("registers", "spills", "smem", "stages", "bytes")
 MEMORY = 232448  # bytes of shared memory that a block may have
 KNOWN: set[str] = set()  # kernels that were compiled: another program has them from a cache, or again

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flags:
-    """Compile the update of a result's largest training for TPUs that are not there.
+    """Compile the update of a result's largest training for TPUs or GPUs that are not there.
 
     What it needs is printed and kept in <runs_dir>/plans: memory, operations, bytes, collectives, and the least time by
     the published peaks of the chips. ID is a result; with its preset, --config.* are its settings.
@@ -34,15 +34,17 @@ class Flags:
     preset: Annotated[str, tyro.conf.arg(metavar="smoke|cpu|gpu|paper")] = "paper"
     """size of the run; gives the defaults of --config.*"""
     topology: str = "v5p:2x2x1"
-    """kind and shape of a slice: v5e:4x4, v5p:8x8x4, v6e:4x4, tpu7x:2x2x1"""
+    """kind and shape of a slice: v5e:4x4, v5p:8x8x4, v6e:4x4, tpu7x:2x2x1; of a machine with GPUs: h100:8"""
     slices: int = 1
-    """slices of that shape, joined by the network of the data centre"""
+    """slices of that shape, or machines, joined by the network of the data centre"""
     training: Annotated[str | None, tyro.conf.arg(metavar="LABEL")] = None
     """of a result with several trainings, the first whose label has this part (default: the first of the largest)"""
     search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """plan every size of data, fsdp and tensor that divides the batch, and rank them; minutes each"""
     remat: tuple[str, ...] = ()
     """with --search, policies of train.remat to try beside each other (default: the one that is set)"""
+    tensor: tuple[int, ...] = ()
+    """with --search, the sizes of tensor to try (default: all)"""
     all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """plan every result that has the preset and trains; writes a table into --out"""
     out: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(default: PLANS.md in the folder of plans)")] = None
@@ -112,7 +114,7 @@ def _search(result: ResultFile, flags: Any) -> None:
     refused: dict[str, str] = {}
     for policy in flags.remat or [None]:
         training, count = _training(result, _with_remat(flags.config, policy), flags.training)
-        for mesh in meshes(len(chips.devices), training.config):
+        for mesh in meshes(len(chips.devices), training.config, flags.tensor):
             name = " ".join([f"data {mesh.data} fsdp {mesh.fsdp} tensor {mesh.tensor}", *([policy] if policy else [])])
             try:
                 tried = on_mesh(training, mesh)

@@ -131,8 +131,10 @@ def _numbers(text: str) -> list[int]:
 def _size(line: Line, kind: str) -> float:
     """Bytes of the result; that of an operation which is only started holds its inputs before its results."""
     sizes = [array.bytes for array in arrays(line.shape)]
-    started = line.operation != kind and kind in ("all-gather", "collective-permute")
-    return max(sizes, default=0.0) if started else sum(sizes)
+    if line.operation == kind or kind not in ("all-gather", "collective-permute"):
+        return sum(sizes)
+    # Of several arrays that are gathered together there are as many inputs as results.
+    return sum(sizes[len(sizes) // 2 :]) if kind == "all-gather" else max(sizes, default=0.0)
 
 
 def _keeps_a_part(lines: list[Line], reduced: Line) -> bool:

@@ -1,9 +1,10 @@
 """The plan of a training: its real update compiled for chips that are not there, counted, and held against their peaks.
 
-Nothing of it is measured. Memory is what the compiler asks for. Times are those of a roofline: operations at the peak
-of bfloat16 (products of float32 at high precision in so many passes), bytes at the bandwidth of the memory, and what
-chips send each other at that of the network, each as its maker publishes it. A step takes at least the longest of the
-three (`step`), and that and no more time than `in_turn` if chips compute first and send then, still at their peaks.
+Nothing of it is measured. Memory is what the compiler asks for; that for GPUs chooses kernels without timing them.
+Times are those of a roofline: operations at the peak of bfloat16 (products of float32 in as many passes as they take
+longer), bytes at the bandwidth of the memory, and what chips send each other at that of the network, each as its maker
+publishes it. A step takes at least the longest of the three (`step`), and that and no more time than `in_turn` if chips
+compute first and send then, still at their peaks.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from experiments.training.mesh import make_mesh
 
 # The last is of a kernel for a recurrence whose batch or heads the mesh does not divide.
 _MESSAGES = ("RESOURCE_EXHAUSTED", "Ran out of memory", "divisible", "divide", "cannot be automatically partitioned")
+_COMPILERS = {"tpu": ("jax", "jaxlib", "libtpu"), "cuda": ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cuda-nvcc")}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Plan:
         memory: bytes of a device by kind: arguments, outputs, aliased (outputs that lie in arguments), temporaries,
             program; `needed` is their sum, the aliased ones once; `there` is what the device has.
         flops: operations in products of matrices of an update, over all devices.
-        passes: the same as often as a TPU does them in bfloat16.
+        passes: the same as many times as they take longer than in bfloat16, see `Operations`.
         repeated: those of `flops` that rematerialisation does again.
         endless: loops whose turns are not known, which count once.
         traffic: bytes that a device reads from its memory and writes to it in an update.
@@ -144,9 +146,12 @@ def plan(id: str, preset: str, training: Training, trainings: int, chips: Topolo
         return Plan(**{**kept, "collectives": [Collective(**row) for row in kept["collectives"]]})
     began = time.monotonic()
     with _told_in_one_line(where):
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=dict(chips.options) or None)
     seconds = round(time.monotonic() - began, 1)
     found = Plan(**about, **_counted(traced.jaxpr, compiled, chips, mesh), compile_seconds=seconds)
+    needed, there = (found.memory[name] / 2**30 for name in ("needed", "there"))
+    if needed > there:  # the compiler for GPUs does not mind
+        raise UserError(f"{where}: needs {needed:.1f} GiB of a device, which has {there:.1f} GiB")
     if path:
         make_folder(path.parent)
         write_json(path, asdict(found) | {"collectives": [row._asdict() for row in found.collectives]})
@@ -166,14 +171,14 @@ def _about(training: Training, chips: Topology, mesh: Mesh) -> dict[str, Any]:
         "steps": training.config.steps,
         "tokens": training.tokens,
         "parameters": training.parameters,
-        "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
+        "versions": {name: _version(name) for name in _COMPILERS[chips.platform]},
     }
 
 
 def _counted(jaxpr: Any, compiled: Any, chips: Topology, mesh: Mesh) -> dict[str, Any]:
     """What is counted in the program."""
-    counted, program = operations.count(jaxpr, "tpu"), parse(compiled.as_text())
-    sent = collectives(program, [getattr(device, "slice_index", 0) for device in mesh.devices.flat])
+    counted, program = operations.count(jaxpr, chips.platform), parse(compiled.as_text())
+    sent = collectives(program, [chips.slice_of(device) for device in mesh.devices.flat])
     traffic = memory_traffic(program)
     return {
         "memory": _memory(compiled.memory_analysis(), chips),

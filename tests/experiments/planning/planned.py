@@ -30,22 +30,40 @@ from lightnet.models import Size, causal_lm
 
 VOCABULARY, LENGTH, BATCH, WIDTH, HIDDEN, LAYERS = 512, 128, 16, 256, 512, 1
 TURNS, ROWS = 7, 256
+LOOPED, STATES = 3, 16
 
 
-def training(batch: int = BATCH, **mesh: int) -> Training:
-    """A small transformer, its sizes those of the tiles of a TPU, so that nothing is padded."""
+def training(batch: int = BATCH, kind: str = "softmax", looped: bool = False, **mesh: int) -> Training:
+    """A small model, its sizes those of the tiles of a TPU, so that nothing is padded.
+
+    Args:
+        batch: rows.
+        kind: name of the mixer.
+        looped: whether it has several blocks in a loop, each of them computed again.
+        **mesh: sizes of axes.
+    """
     from experiments.mixers import mixer
 
-    size = Size(LAYERS, WIDTH, 4, "of this test", hidden=HIDDEN)
-    model = causal_lm(size, VOCABULARY, mixer=mixer("softmax", causal=True), relative=None, input_positions=None)
-    config = TrainConfig(steps=10, batch_size=batch, mesh=MeshConfig(**mesh))
+    size = Size(LOOPED if looped else LAYERS, WIDTH, 4, "of this test", hidden=HIDDEN)
+    remat = "nothing_saveable" if looped else "none"
+    model = causal_lm(
+        size,
+        VOCABULARY,
+        mixer=mixer(kind, causal=True),
+        relative=None,
+        input_positions=None,
+        scan_layers=looped,
+        remat=remat,
+    )
+    config = TrainConfig(steps=10, batch_size=batch, remat=remat, mesh=MeshConfig(**mesh))
 
     def loss(variables, rows, key):
         logits = model.apply(variables, rows["tokens"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, rows["tokens"]).mean(), {}
 
     task = Task(lambda key: model.init(key, jnp.zeros((1, 8), jnp.int32)), loss)
-    return Training(config, task, {"tokens": np.zeros(LENGTH, np.int32)}, "transformer", shapes_of(task))
+    label = "transformer" if kind == "softmax" else kind
+    return Training(config, task, {"tokens": np.zeros(LENGTH, np.int32)}, label, shapes_of(task))
 
 
 def executed(training: Training) -> dict[str, int]:
@@ -70,7 +88,8 @@ def _bytes(tree) -> int:
 
 def summed(name: str) -> list[list]:
     """Collectives of a loop that sums a product over four chips, each with a quarter of what is contracted."""
-    mesh = make_mesh(MeshConfig(1, 1, 4), topology(name).devices)
+    chips = topology(name)
+    mesh = make_mesh(MeshConfig(1, 1, 4), chips.devices)
 
     def body(x, w):
         def turn(y, _):
@@ -86,7 +105,8 @@ def summed(name: str) -> list[list]:
         jax.ShapeDtypeStruct((ROWS, ROWS), "float32", sharding=NamedSharding(mesh, each))
         for each in (PartitionSpec(), spec)
     ]
-    program = parse(jax.jit(shared).lower(*given).compile().as_text())
+    compiled = jax.jit(shared).lower(*given).compile(compiler_options=dict(chips.options) or None)
+    program = parse(compiled.as_text())
     return [list(row) for row in collectives(program, [0] * 4)]
 
 
@@ -97,6 +117,39 @@ def refused(training: Training, name: str, folder: Path) -> str:
     except UserError as error:
         return str(error)
     return "nothing"
+
+
+def formula() -> int:
+    """Operations of the transformer: six for each number of a matrix and token, and the scores of attention."""
+    return BATCH * LENGTH * (6 * (LAYERS * _block() + VOCABULARY * WIDTH) + 12 * LAYERS * LENGTH * WIDTH)
+
+
+def formula_of_loops() -> int:
+    """Of the looped one, whose blocks are computed a second time but for the last product, on which nothing depends."""
+    blocks = LOOPED * (8 * _block() - 2 * WIDTH * HIDDEN + 16 * LENGTH * WIDTH)
+    return BATCH * LENGTH * (blocks + 6 * VOCABULARY * WIDTH)
+
+
+def formula_of_mamba() -> int:
+    """Of Mamba: into twice 2 D channels, from these to the step of rank D / 16 and to B and C, and back to D."""
+    inner, rank = 2 * WIDTH, WIDTH // 16
+    mixer = WIDTH * 2 * inner + inner * (rank + 2 * STATES) + rank * inner + inner * WIDTH
+    return BATCH * LENGTH * 6 * (LAYERS * (mixer + 3 * WIDTH * HIDDEN) + VOCABULARY * WIDTH)
+
+
+def _block() -> int:
+    """Numbers in the matrices of a block with attention."""
+    return 4 * WIDTH**2 + 3 * WIDTH * HIDDEN
+
+
+def on_gpus(folder: Path) -> None:
+    """Print what is planned for four H100, and for two machines with two each."""
+    found = {"summed": summed("h100:4"), "formula": formula()}
+    for label, chips in (("machine", topology("h100:4")), ("machines", topology("h100:2", 2))):
+        planned = plan("transformer", "test", training(data=4), 1, chips, folder)
+        found[label] = dataclasses.asdict(planned)
+    found["refused"] = refused(training(batch=2**18, data=4), "h100:4", folder)
+    print(json.dumps(found))
 
 
 def main(folder: Path) -> None:
@@ -110,6 +163,12 @@ def main(folder: Path) -> None:
             "plan": dataclasses.asdict(planned),
             "executed": executed(one),
         }
+    for label, one, expected in (
+        ("looped", training(looped=True, data=2, fsdp=2), formula_of_loops()),
+        ("mamba", training(kind="mamba", data=2, fsdp=2), formula_of_mamba()),
+    ):
+        planned_too = plan(label, "test", one, 1, topology(name), None)
+        found[label] = {"plan": dataclasses.asdict(planned_too), "executed": executed(one), "formula": expected}
     found["kept"] = plan("transformer", "test", one, 3, topology(name), folder) == planned
     for label, chips, sizes in (
         ("two slices", topology(name, 2), {"data": 2, "fsdp": 4}),
@@ -121,11 +180,9 @@ def main(folder: Path) -> None:
         refused(training(data=3), name, folder),
         refused(training(batch=2**18, data=4), name, folder),
     ]
-    matrices = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * HIDDEN) + VOCABULARY * WIDTH
-    attention = 12 * LAYERS * LENGTH * WIDTH
-    found["formula"] = BATCH * LENGTH * (6 * matrices + attention)
+    found["formula"] = formula()
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (on_gpus if "h100" in sys.argv else main)(Path(sys.argv[1]))

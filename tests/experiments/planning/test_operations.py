@@ -29,6 +29,9 @@ def test_a_product_and_its_gradient():
 @pytest.mark.parametrize(("precision", "passes"), [(None, 1), ("high", 3), ("highest", 6)])
 def test_products_at_high_precision_take_more_passes(precision, passes):
     assert counted(lambda x, y: jnp.dot(x, y, precision=precision), LEFT, RIGHT) == (ONE, passes * ONE, 0, 0)
+    of_a_gpu = {1: 2, 3: 2, 6: 989 / 67}[passes]
+    on_a_gpu = counted(lambda x, y: jnp.dot(x, y, precision=precision), LEFT, RIGHT, platform="cuda")
+    assert on_a_gpu == (ONE, of_a_gpu * ONE, 0, 0)
     narrow = [jax.ShapeDtypeStruct(x.shape, "bfloat16") for x in (LEFT, RIGHT)]
     assert counted(lambda x, y: jnp.dot(x, y, precision=precision), *narrow).passes == ONE
 

@@ -25,9 +25,9 @@ def found(tmp_path_factory):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
     command = [sys.executable, "-m", "tests.experiments.planning.planned", str(tmp_path_factory.mktemp("plans"))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return {**json.loads(done.stdout.splitlines()[-1]), "told": done.stderr}
 
 
 def test_a_sum_in_a_loop_is_counted_for_every_turn(found):
@@ -73,6 +73,19 @@ def test_operations_and_bytes_of_arguments_and_outputs(found, sizes):
     assert planned["flops"] == pytest.approx(found["formula"], rel=0.03)
     for kind in ("arguments", "outputs"):
         assert planned["memory"][kind] == pytest.approx(executed[kind], rel=0.01)
+
+
+@pytest.mark.parametrize("model", ["looped", "mamba"])
+def test_operations_and_bytes_of_a_loop_over_blocks_and_of_another_model(found, model):
+    planned, executed = found[model]["plan"], found[model]["executed"]
+    assert planned["flops"] == pytest.approx(found[model]["formula"], rel=0.03)
+    assert (planned["repeated"] > 0) == (model == "looped")
+    for kind in ("arguments", "outputs"):
+        assert planned["memory"][kind] == pytest.approx(executed[kind], rel=0.01)
+
+
+def test_no_array_is_sent_to_everyone_to_be_cut_anew(found):
+    assert "Involuntary full rematerialization" not in found["told"]
 
 
 def test_parameters_are_those_of_the_model(found):

@@ -19,7 +19,7 @@ LOSSES = {
     "didi_reward": lambda a, b, c, d, m: kd.didi_reward(a, m),
     "f_distill_loss": lambda a, b, c, d, m: kd.f_distill_loss(a, b, c[:, 0], mask=m[:, 0]),
     "f_distill_weights": lambda a, b, c, d, m: kd.f_distill_weights(a.ravel(), mask=m.ravel()),
-    "balance_over_time": lambda a, b, c, d, m: kd.balance_over_time(a[0], jax.nn.sigmoid(b[0]), mask=m[0]),
+    "balance_over_time": lambda a, b, c, d, m: kd.balance_over_time(a[0], 0.1 * jax.nn.sigmoid(b[0]), mask=m[0]),
     "grpo_advantage": lambda a, b, c, d, m: kd.grpo_advantage(a, mask=m),
     "whiten": lambda a, b, c, d, m: kd.whiten(a, m),
     "kl_value": lambda a, b, c, d, m: kd.kl_value(a, b, mask=m),

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments.records.manifest import read_manifest
+from tests.experiments.object_store import stored_at_gs
 from tests.experiments.records.conftest import texts
 
 
@@ -58,6 +59,18 @@ def test_bench_writes_what_it_prints(call, prepared, tmp_path):
     for one in record["speed"]:
         assert one["rows"] > 0 and one["tokens_per_second"] == pytest.approx(8 * one["rows_per_second"])
         assert one["rows_per_second"] == pytest.approx(one["rows"] / one["seconds"])
+
+
+def test_everything_works_in_a_bucket_and_bench_leaves_nothing_in_the_cache(call, tmp_path, monkeypatch):
+    with stored_at_gs(monkeypatch) as store:
+        store.put("bucket/texts/a.txt", "\n".join(texts()).encode())
+        words = ("--out", "gs://bucket/rows", "--length", 8, "--shards", 2, "--documents", "line")
+        assert call("data", "prepare", "gs://bucket/texts/a.txt", *words)[0] == 0
+        status, _, err = call("data", "bench", "gs://bucket/rows", "--seconds", 0.02, "--out", tmp_path / "bench")
+        assert (status, err) == (0, "") and not (tmp_path / "cache").exists()
+        status, out, err = call("data", "verify", "gs://bucket/rows")
+        assert (status, err) == (0, "") and out.startswith("whole: gs://bucket/rows: 2 shards, ")
+        assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,17 @@ def test_a_data_set_of_tfds_by_name_and_by_folder(tmp_path, monkeypatch):
         together(find_documents(f"tfds:{built}", split="dev"), 1)
 
 
+def test_articles_of_wikitext(tmp_path, monkeypatch):
+    from experiments.sources import wikitext
+    from tests.experiments.sources.made_up_wikitext import write_wikitext
+
+    monkeypatch.setattr(wikitext, "WORDS", write_wikitext(tmp_path))
+    articles = wikitext.read_wikitext(tmp_path)["valid"].documents
+    assert together(find_documents(f"wikitext103:{tmp_path}", split="valid"), 3) == list(articles) and len(articles) > 3
+    with pytest.raises(UserError, match="unknown split 'dev'; there is: train, valid, test"):
+        together(find_documents(f"wikitext103:{tmp_path}", split="dev"), 1)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

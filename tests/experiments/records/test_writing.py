@@ -188,6 +188,7 @@ def test_a_killed_writer_leaves_no_half_shard_and_is_continued(tmp_path, process
     lines = []
     write(folder, byte_rows(), report=lines.append)
     assert 1 <= len(lines) < 4 and contents(folder) == whole
+    assert verify(folder) == read_manifest(folder)
 
 
 @dataclass(frozen=True)

@@ -106,16 +106,23 @@ def _group(rest: str, devices: int) -> list[int]:
     """The first group: of `{{0,1},{2,3}}`, of `[2,4]<=[8]`, two groups of four, of a mesh's axes, or of all."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return _numbers(listed[1])
-    if shaped := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        order = np.arange(math.prod(_numbers(shaped[3]))).reshape(_numbers(shaped[3]))
-        order = order.transpose(_numbers(shaped[4])) if shaped[4] else order
-        return order.reshape(int(shaped[1]), int(shaped[2]))[0].tolist()
-    if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
+    if shaped := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S+)", rest):
+        return _in_order(shaped[3]).reshape(int(shaped[1]), int(shaped[2]))[0].tolist()
+    if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}", rest):
         sizes = {axis: int(size) for axis, size in re.findall(r"'([\w.]+)'=(\d+)", meshed[1])}
-        taken = re.findall(r"'([\w.]+)'", meshed[2])
-        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        taken = re.findall(r"'([\w.]+)'", meshed[3])
+        ids = _in_order(meshed[2] or f"[{math.prod(sizes.values())}]").reshape(list(sizes.values()))
         return ids[tuple(slice(None) if axis in taken else 0 for axis in sizes)].ravel().tolist()
+    if re.search(r"replica_groups=(?!\{\})", rest):
+        raise ValueError(f"the groups of a collective are written as was not known: {rest[:300]}")
     return list(range(devices))
+
+
+def _in_order(written: str) -> np.ndarray:
+    """Devices in the order of `[2,4]T(1,0)`: numbered in an array of that shape, and read with its axes exchanged."""
+    shape, axes = re.findall(r"[\[(]([\d,]+)[\])]", f"{written}(0)")[:2]
+    order = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return order.transpose(_numbers(axes)) if "T(" in written else order
 
 
 def _pair(rest: str) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.planning.planned import HIDDEN, LAYERS, ROWS, TURNS, VOCABULARY, WIDTH
+from tests.experiments.planning.planned import HIDDEN, LAYERS, LOOPED, ROWS, TURNS, VOCABULARY, WIDTH
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[3]
@@ -82,6 +82,14 @@ def test_operations_and_bytes_of_a_loop_over_blocks_and_of_another_model(found, 
     assert (planned["repeated"] > 0) == (model == "looped")
     for kind in ("arguments", "outputs"):
         assert planned["memory"][kind] == pytest.approx(executed[kind], rel=0.01)
+
+
+def test_blocks_in_a_loop_are_gathered_twice_each_over_fsdp(found):
+    # In bfloat16, as a TPU multiplies: forward, and once for what is computed again and the backward pass.
+    gathered = [row for row in _rows(found["looped"]["plan"]) if row["kind"] == "all-gather"]
+    numbers = LOOPED * (4 * WIDTH**2 + 3 * WIDTH * HIDDEN) + VOCABULARY * WIDTH
+    assert {row["group"] for row in gathered} == {2}
+    assert sum(row["bytes"] for row in gathered) == pytest.approx(2 * numbers * 2 / 2, rel=0.01)
 
 
 def test_no_array_is_sent_to_everyone_to_be_cut_anew(found):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.planning.collectives import Collective, collectives
+from experiments.planning.collectives import Collective, _group, collectives
 from experiments.planning.hlo import parse
 from experiments.planning.traffic import memory_traffic
 
@@ -86,6 +86,30 @@ def test_between_slices_only_what_is_left_is_sent():
     assert found["all-reduce"].outside == 0
     assert found["all-gather"][2:] == (4, 1.0, 0.0, 0.75 * 1024.0)
     assert found["reduce-scatter"][2:] == (4, 1.0, 0.5 * 256.0, 0.75 * 256.0 / 2)
+
+
+@pytest.mark.parametrize(
+    ("written", "members"),
+    [
+        ("{{1,5},{0,4}}", [1, 5]),
+        ("[4,2]<=[8]", [0, 1]),
+        ("[2,4]<=[4,2]T(1,0)", [0, 2, 4, 6]),
+        ("mesh['a'=2,'b'=4] {'b'}", [0, 1, 2, 3]),
+        ("mesh['a'=2,'b'=4] {'a'}", [0, 4]),
+        # The axes of the mesh in another order than devices are numbered.
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", [0, 1, 2, 3]),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", [0, 4]),
+        ("mesh['a'=1,'b'=2,'c'=4], device_ids=([8]) {'a','c'}", [0, 1, 2, 3]),
+        ("{}", list(range(8))),
+    ],
+)
+def test_groups_are_read_as_they_are_written(written, members):
+    assert _group(f"%x), channel_id=1, replica_groups={written}, dimensions={{0}}, to_apply=%add", 8) == members
+
+
+def test_groups_that_are_written_in_an_unknown_way_are_not_guessed():
+    with pytest.raises(ValueError, match="as was not known"):
+        _group("%x), replica_groups=torus{0}, dimensions={0}", 8)
 
 
 def test_a_collective_of_which_several_fusions_do_a_part_counts_once():

@@ -22,6 +22,8 @@ def meshes(devices: int, config: TrainConfig, tensor_sizes: Sequence[int] = ()) 
     Example:
         >>> [(mesh.data, mesh.fsdp, mesh.tensor) for mesh in meshes(4, TrainConfig(batch_size=2))]
         [(2, 1, 2), (1, 1, 4), (1, 2, 2)]
+        >>> [mesh.data for mesh in meshes(4, TrainConfig(), tensor_sizes=(2, 4))]
+        [2, 1, 1]
     """
     sequence = max(config.mesh.sequence, 1)
     for data in _divisors(devices):

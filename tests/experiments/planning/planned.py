@@ -156,6 +156,7 @@ def main(folder: Path) -> None:
     """Print what is planned and executed."""
     name, found = "v5e:2x2", {}
     found["summed"] = summed(name)
+    found["torus"] = make_mesh(MeshConfig(64, 1, 2), topology("v5p:4x4x8").devices).devices.shape
     for sizes in ({"data": 4}, {"data": 1, "fsdp": 2, "tensor": 2}):
         one = training(**sizes)
         planned = plan("transformer", "test", one, 3, topology(name), folder)

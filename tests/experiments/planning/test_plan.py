@@ -35,6 +35,10 @@ def test_a_sum_in_a_loop_is_counted_for_every_turn(found):
     assert found["summed"] == [["all-reduce", 4, 1, TURNS, TURNS * 2 * 0.75 * ROWS * ROWS * 4, 0.0]]
 
 
+def test_an_axis_of_the_torus_is_cut_where_a_mesh_asks_for_it(found):
+    assert found["torus"] == [64, 1, 2, 1]
+
+
 def test_copies_of_a_model_sum_their_gradients_and_send_nothing_else(found):
     planned = found[COPIES]["plan"]
     # The embedding is the output kernel, too, and XLA sums the gradients of its two uses apart.

@@ -15,6 +15,7 @@ PAPERS = {
     "long_memory",
     "hiss",
     "recommendation",
+    "sequence_parallelism",
 }
 FOLDERS = {"long_memory": "state_spaces"}  # where the results of a paper's claims are, if not in a folder of its name
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="FlexSP: Accelerating Large Language Model Training via Flexible Sequence Parallelism (arXiv 2412.01523)",
     source="abstract",
-    minutes={"smoke": 0.1, "cpu": 6.0},
+    minutes={"smoke": 0.2, "cpu": 4.0},
 )
 
 

@@ -39,7 +39,7 @@ from lightnet.scan.additive.chunk import AdditiveState
 from lightnet.scan.additive.reference import Operands
 from lightnet.scan.additive.tiles import Sight, State, behind, exactly, last_row, together
 from lightnet.scan.additive.tiles import Tokens as Head
-from lightnet.scan.additive.xla import additive_xla, as_it_was, share_of_maximum, unit
+from lightnet.scan.additive.xla import as_it_was, second_order, share_of_maximum, unit
 from lightnet.scan.kernels import flat
 from lightnet.scan.recurrence import Tokens
 from lightnet.typing import Array
@@ -107,13 +107,7 @@ def _gradient_forward(*given: Any) -> Any:
 def _gradient_backward(plan: Plan, interpret: bool, residuals: Any, bars: Any) -> Any:
     """Derivatives of second order by XLA: `before` and `final` are functions of the others."""
     operands, initial_state, tokens, before, final, cotangents = residuals
-
-    def slope(operands: Operands, initial_state: AdditiveState, cotangents: Any) -> Any:
-        (o, _), pull = jax.vjp(lambda x, state: additive_xla(x, state, tokens), operands, initial_state)
-        return pull((cotangents[0].astype(o.dtype), cotangents[1]))
-
-    _, pull = jax.vjp(slope, operands, initial_state, cotangents)
-    doperands, dstate, dcotangents = pull(bars)
+    doperands, dstate, dcotangents = second_order(operands, initial_state, tokens, cotangents, bars)
     nothing = jax.tree.map(jnp.zeros_like, (before, final))
     return doperands, dstate, None, *nothing, dcotangents
 

@@ -77,6 +77,26 @@ def summary(operands: Operands, tokens: Tokens) -> AdditiveSummary:
     return AdditiveSummary(AdditiveState(maximum, total, state), restarts)
 
 
+def slopes(
+    operands: Operands, initial_state: AdditiveState, tokens: Tokens, cotangents: tuple[Array, AdditiveState]
+) -> tuple[Operands, AdditiveState]:
+    """Gradients of the operands and the initial state, of those of the outputs in any precision and the final state."""
+    (o, _), pull = jax.vjp(lambda x, state: additive_xla(x, state, tokens), operands, initial_state)
+    return pull((cotangents[0].astype(o.dtype), cotangents[1]))
+
+
+def second_order(
+    operands: Operands,
+    initial_state: AdditiveState,
+    tokens: Tokens,
+    cotangents: tuple[Array, AdditiveState],
+    bars: tuple[Operands, AdditiveState],
+) -> tuple[Operands, AdditiveState, tuple[Array, AdditiveState]]:
+    """Gradients of the arguments of `slopes`, of those of what it returns: for kernels that have no such pass."""
+    _, pull = jax.vjp(lambda x, state, bar: slopes(x, state, tokens, bar), operands, initial_state, cotangents)
+    return pull(bars)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _scan(operands: Operands, initial_state: AdditiveState, tokens: Tokens, chunk: int) -> tuple[Array, AdditiveState]:
     v, dtype = operands[2], initial_state.total.dtype

@@ -33,9 +33,15 @@ def order_free(*, backward: bool = False) -> Case:
     return Case(call, [OF_TOKENS] * 3, backward)
 
 
-def causal() -> Case:
-    """One head and half of its values per program."""
-    return Case(by_head(lambda *x: scan.additive_recurrence(*x, implementation="pallas")[0]), [OF_TOKENS] * 3)
+def causal(*, segments: bool = False, backward: bool = False) -> Case:
+    """One head and half of its values per program; packed ones with segments and a mask."""
+
+    def call(q: jax.Array, logits: jax.Array, v: jax.Array, *flags: jax.Array) -> jax.Array:
+        given: dict[str, Any] = {"segment_ids": flags[0], "mask": flags[1] != 0} if flags else {}
+        return by_head(lambda *x: scan.additive_recurrence(*x, implementation="pallas", **given)[0])(q, logits, v)
+
+    flag = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+    return Case(call, [OF_TOKENS] * 3 + [flag] * 2 * segments, backward)
 
 
 def gated(decays: int, dtype: Any = jnp.float32, *, backward: bool = False) -> Case:
@@ -68,6 +74,9 @@ CASES: dict[str, Case] = {
     "linear_scan bfloat16 packed": packed(),
     "linear_scan complex64": linear(jnp.complex64),
     "additive_recurrence bfloat16": causal(),
+    "additive_recurrence bfloat16 packed": causal(segments=True),
+    "additive_recurrence bfloat16 backward": causal(backward=True),
+    "additive_recurrence bfloat16 packed backward": causal(segments=True, backward=True),
     "additive_global bfloat16": order_free(),
     "additive_global bfloat16 backward": order_free(backward=True),
     "gated_linear_attention bfloat16": gated(SIZE),

@@ -27,7 +27,14 @@ def aligned(x: Array, filling: float = 0.0) -> Array:
     return hopper.aligned(x, 1, hopper.TILE, filling)
 
 
-def kernel(body: Callable, outputs: list, grid: dict[str, int], scratch: tuple = (), **static: Any) -> Callable:
+def kernel(
+    body: Callable,
+    outputs: list,
+    grid: dict[str, int],
+    scratch: tuple = (),
+    semantics: plgpu.LoweringSemantics = plgpu.LoweringSemantics.Warpgroup,
+    **static: Any,
+) -> Callable:
     """A kernel whose body takes references to inputs, outputs and scratch, and static arguments by name."""
     return plgpu.kernel(
         partial(body, **static),
@@ -36,7 +43,7 @@ def kernel(body: Callable, outputs: list, grid: dict[str, int], scratch: tuple =
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
         kernel_name=body.__name__.strip("_"),
-        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=semantics),
     )
 
 

@@ -10,10 +10,13 @@ few programs and all tokens are of one run, the kernel of keys without an order 
 of the sequence, over which the programs then march at once: half as many bytes again.
 
 Where a chunk rises so steeply that keys beside the largest one are lost to underflow, as `comfortable` says, XLA's form
-runs instead, for the whole call. It also runs under differentiation: it stores what its backward pass needs.
+runs instead, for the whole call. Under differentiation the state before each chunk is stored in half precision; the
+backward pass is in `pallas_gpu_backward`.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,57 +27,43 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from lightnet.scan import hopper
 from lightnet.scan.additive import launch_gpu
+from lightnet.scan.additive.blocks_gpu import (
+    CHUNK,
+    ENTERS,
+    GROUP,
+    LEAVES,
+    PART,
+    REAL,
+    RUN,
+    STAGES,
+    START,
+    START_UNIT,
+    STAYS,
+    Before,
+    Plan,
+    Sight,
+    causal_pairs,
+    fill_square,
+    flag_blocks,
+    flags,
+    masked,
+    only,
+    padded,
+    square,
+    where_steep,
+)
 from lightnet.scan.additive.chunk import AdditiveState, finite, merge
 from lightnet.scan.additive.order_free_gpu import gathered
+from lightnet.scan.additive.pallas_gpu_backward import gradient
 from lightnet.scan.additive.reference import Operands
 from lightnet.scan.additive.xla import additive_xla
 from lightnet.scan.kernels import flat
 from lightnet.scan.recurrence import Tokens, mapped_alike
 from lightnet.typing import Array
 
-CHUNK = 64  # tokens, as many rows as one product has
-GROUP = PART = hopper.ROWS  # key channels whose numbers are in registers at once, and value channels of a program
-STAGES = 2  # chunks on their way
 LONG = 8  # chunks that a stretch has at least
 LEAST = float(jnp.finfo(jnp.float32).tiny) ** 0.7  # below this, keys beside the largest one may be lost
-# Bits of a token's code: its run, counted from the beginning of its chunk; whether it counts for the state that leaves,
-# whether the state that enters does, whether that state counts for the first token, and whether the token is real.
-RUN, LEAVES, STAYS, ENTERS, REAL = 127, 128, 256, 512, 1024
-
-
-class Plan(NamedTuple):
-    """Sizes of one call."""
-
-    length: int
-    each: int
-    key: int
-    dtype: Any
-
-    @property
-    def groups(self) -> list[Any]:
-        """Of key channels."""
-        return hopper.parts_of(self.key)
-
-
-class Sight(NamedTuple):
-    """Which tokens of a chunk count for which, read anew from their codes wherever it is asked for."""
-
-    codes: Any
-
-    def of_row(self, like: Array, bits: int) -> Array:
-        """Some bits of the code of the token of the row."""
-        codes = hopper.load(self.codes, hopper.PER_ROW) & bits
-        return plgpu.layout_cast(hopper.of_rows(codes, like.shape[1]), hopper.MATRIX)
-
-    def of_column(self, like: Array, bits: int) -> Array:
-        """Some bits of the code of the token of the column."""
-        codes = hopper.load(self.codes, hopper.PER_COLUMN) & bits
-        return plgpu.layout_cast(hopper.of_columns(codes, like.shape[0]), hopper.MATRIX)
-
-    def of_chunk(self, like: Array, bits: int) -> Array:
-        """Some bits that all tokens share."""
-        layout = hopper.MATRIX if like.ndim == 2 else hopper.PER_ROW
-        return plgpu.layout_cast(lax.broadcast_in_dim(self.codes[0] & bits, like.shape, []), layout)
+FAR = 1 - math.log(LEAST)  # keys that are further below the reference are below it
 
 
 def additive_gpu(operands: Operands, initial_state: AdditiveState, tokens: Tokens) -> tuple[Array, AdditiveState]:
@@ -90,48 +79,58 @@ def refusal(operands: Any) -> str | None:
 
 @jax.custom_vjp
 def _scan(operands: Operands, initial_state: AdditiveState, tokens: Tokens) -> tuple[Array, AdditiveState]:
-    o, behind, least = _march(operands, initial_state, tokens)
+    return _outputs(operands, initial_state, tokens, stores=False)[:2]
+
+
+def _scan_forward(operands: Operands, initial_state: AdditiveState, tokens: Tokens) -> Any:
+    o, final, steep, before = _outputs(operands, initial_state, tokens, stores=True)
+    return (o, final), (operands, initial_state, tokens, before, final, steep)
+
+
+def _scan_backward(residuals: Any, cotangents: tuple[Array, AdditiveState]) -> Any:
+    return *gradient(*residuals, cotangents), None
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _outputs(operands: Operands, initial_state: AdditiveState, tokens: Tokens, *, stores: bool) -> Any:
+    """Outputs, the last state, whether XLA's form had to run, and what is stored of the states that enter."""
+    o, behind, least, before = _march(operands, initial_state, tokens, stores)
     steep = (least < LEAST).any()  # not where it is not a number, so that the outputs are not either
     given = tuple(map(flat, operands[:3]))
 
-    def exactly(carry: Any) -> Any:
-        # What could be done before a loop would be done even if it has no step.
-        _, held = lax.optimization_barrier((carry, (given, initial_state, tokens)))
-        q, logits, v = (x.reshape(*o.shape[:3], -1) for x in held[0])
-        again, behind = additive_xla((q, logits, v, None), *held[1:])
-        return jnp.zeros((), bool), flat(again), behind
+    def exactly(flat_operands: Any, initial_state: AdditiveState, tokens: Tokens) -> Any:
+        q, logits, v = (x.reshape(*o.shape[:3], -1) for x in flat_operands)
+        again, behind = additive_xla((q, logits, v, None), initial_state, tokens)
+        return flat(again), behind
 
-    # One step or none: outputs stay where and as they are, heads side by side. A choice would copy them.
-    _, o_flat, behind = lax.while_loop(lambda carry: carry[0], exactly, (steep, flat(o), behind))
-    return mapped_alike((o_flat.reshape(o.shape), behind), (operands, initial_state))
+    o_flat, behind = where_steep(steep, (flat(o), behind), exactly, (given, initial_state, tokens))
+    return *mapped_alike((o_flat.reshape(o.shape), behind), (operands, initial_state)), steep, before
 
 
-_scan.defvjp(
-    lambda operands, state, tokens: jax.vjp(lambda x, s: additive_xla(x, s, tokens), operands, state),
-    lambda pull, bars: (*pull(bars), None),
-)
-
-
-def _march(operands: Operands, initial_state: AdditiveState, tokens: Tokens) -> tuple[Array, AdditiveState, Array]:
-    """Outputs, the last state, and the least normaliser of each group of channels."""
+def _march(operands: Operands, initial_state: AdditiveState, tokens: Tokens, stores: bool) -> Any:
+    """Outputs, the last state, the least normaliser of each group of channels, and what is stored, if anything."""
     q, logits, v, _ = operands
     (batch, length, heads, value), key = v.shape, logits.shape[3]
-    if tokens.real is not None:
-        logits = jnp.where(tokens.real[..., None, None], logits, -jnp.inf)
-    q, logits, v = launch_gpu.aligned(q), launch_gpu.aligned(logits, -jnp.inf), launch_gpu.aligned(v)
-    parts = value // PART
-    each = pl.cdiv(length, CHUNK) if tokens.keep is not None else _each(batch * heads * parts, pl.cdiv(length, CHUNK))
+    q, logits, v = padded(q), masked(logits, tokens), padded(v)
+    parts, chunks = value // PART, pl.cdiv(length, CHUNK)
+    each = chunks if tokens.keep is not None else _each(batch * heads * parts, chunks)
     entering = _entering(logits, v, initial_state, each)
-    grid = {"batch": batch, "head": heads, "stretch": entering.total.shape[2], "part": parts}
-    sizes = (parts, key), (parts, key), (key, value), (grid["stretch"], parts, GROUP)
+    stretches = entering.total.shape[2]
+    grid = {"batch": batch, "head": heads, "stretch": stretches, "part": parts}
+    sizes = [(parts, key), (parts, key), (key, value), (stretches, parts, GROUP)]
+    sizes += [(parts, stretches * each, key)] * 3 * stores
     outputs = [launch_gpu.shape(*v.shape, dtype=v.dtype), *(launch_gpu.shape(batch, heads, *x) for x in sizes)]
-    flags = _flags(tokens, batch, length, each * CHUNK, v.dtype)
+    outputs += [launch_gpu.shape(batch, heads, stretches * each, key, value, dtype=v.dtype)] * stores
+    flagged = flags(tokens, batch, length, each * CHUNK, v.dtype)
     # Of pairs of tokens that all chunks share, and of the state as it enters a chunk and the next one.
-    squares = (hopper.TILE if flags else CHUNK, CHUNK), (2, key, PART)
-    scratch = tuple(hopper.tile(*x, dtype=v.dtype) for x in squares)
-    run = launch_gpu.kernel(_causal, outputs, grid, scratch, plan=Plan(v.shape[1], each, key, v.dtype))
-    o, maximum, total, state, least = run(*flags, q, logits, v, *entering)
-    return o[:, :length], AdditiveState(maximum[:, :, 0], total[:, :, 0], state), least
+    scratch = square(flagged, v.dtype), hopper.tile(2, key, PART, dtype=v.dtype)
+    plan = Plan(v.shape[1], each, key, value, v.dtype, stores)
+    run = launch_gpu.kernel(_causal, outputs, grid, scratch, plan=plan)
+    o, maximum, total, state, least, *before = run(*flagged, q, logits, v, *entering)
+    stored = Before._make([*(x[:, :, 0] for x in before[:3]), before[3]]) if stores else None
+    return o[:, :length], AdditiveState(maximum[:, :, 0], total[:, :, 0], state), least, stored
 
 
 def _each(programs: int, chunks: int) -> int:
@@ -154,39 +153,33 @@ def _entering(logits: Array, v: Array, initial_state: AdditiveState, each: int) 
     return AdditiveState(*(jnp.stack(x, axis=2) for x in zip(*states, strict=True)))
 
 
-def _flags(tokens: Tokens, batch: int, length: int, multiple: int, dtype: Any) -> list[Array]:
-    """Codes (B, tokens), and pairs (B, tokens, CHUNK), 1 where the token of the row counts for that of the column.
-
-    For a multiple of tokens; nothing if all are alike.
-    """
-    if tokens == (None, None):
-        return []
-    keep, real = (jnp.ones((batch, length), bool) if flag is None else flag for flag in tokens)
-    missing = ((0, 0), (0, -length % multiple))
-    keep, real = jnp.pad(keep, missing, constant_values=True), jnp.pad(real, missing)
-    run = jnp.cumsum(~keep.reshape(batch, -1, CHUNK), axis=2, dtype=jnp.int32)
-    first, last = run[..., :1], run[..., -1:]
-    codes = run + LEAVES * (run == last) + STAYS * (last == 0) + ENTERS * (first == 0)
-    pairs = jnp.triu(run[..., :, None] == run[..., None, :])
-    return [codes.reshape(batch, -1) + REAL * real, pairs.reshape(batch, -1, CHUNK).astype(dtype)]
-
-
 def _causal(*refs: Any, plan: Plan) -> None:
-    *codes, q, logits, v, maximum, total, inner, o, last_maximum, last_total, last_inner, least, ones, held = refs
+    *given, ones, held = refs
+    far = given[-4:] if plan.stores else []
+    *inputs, o, last_maximum, last_total, last_inner, least = given[: len(given) - len(far)]
+    *codes, q, logits, v, maximum, total, inner = inputs
     mine = batch, head, stretch, part = tuple(lax.axis_index(x) for x in ("batch", "head", "stretch", "part"))
     first = stretch * plan.each
     channels = pl.ds(part * PART, PART)
     if not codes:
-        pairs = _causal_pairs(0, hopper.filled((CHUNK, CHUNK), 1.0), lambda row, column: row <= column)
-        ones[...] = pairs.astype(plan.dtype)
+        fill_square(ones)
 
     def block(size: int, at: Any) -> plgpu.BlockSpec:
         shape = (None, CHUNK, None, size)
         return plgpu.BlockSpec(shape, lambda t: (batch, first + t, head, at), transforms=hopper.swizzled(size))
 
+    def store(t: Any, held: Any, entered: list) -> None:
+        plgpu.copy_smem_to_gmem(held, far[3].at[batch, head, t, :, channels])
+        for group, x in zip(plan.groups, entered, strict=True):
+            for ref, y in zip(far[:3], x, strict=True):
+                ref[batch, head, part, t, group] = y
+
     def step(at: tuple, *refs: Any) -> Any:
         *code, q, logits, v, o, (states, least) = refs
-        return _chunk(plan, first + at[0], code, q, logits, v, o, ones, held.at[lax.rem(at[0], 2)], states, least)
+        here = Chunk(first + at[0], code, q, logits, v, o, ones, held.at[lax.rem(at[0], 2)])
+        if plan.stores:
+            plgpu.wait_smem_to_gmem(2, wait_read_only=True)  # the state two chunks ago has left, in whose place this is
+        return _chunk(plan, here, states, least, partial(store, here.number) if plan.stores else None)
 
     def fetch(x: Any, *at: Any, layout: Any = hopper.PER_ROW) -> Array:
         return hopper.fetch(x.at[(*mine[:3], *at)], (GROUP,) if len(at) == 1 else (GROUP, PART), layout)
@@ -195,15 +188,11 @@ def _causal(*refs: Any, plan: Plan) -> None:
         AdditiveState(fetch(maximum, x), fetch(total, x), fetch(inner, x, channels, layout=hopper.MATRIX))
         for x in plan.groups
     )
-    flags = [
-        plgpu.BlockSpec((None, CHUNK), lambda t: (batch, first + t)),
-        plgpu.BlockSpec((None, CHUNK, CHUNK), lambda t: (batch, first + t, 0), transforms=hopper.swizzled(CHUNK)),
-    ]
     run = plgpu.emit_pipeline(
         step,
         grid=(plan.each,),
         in_specs=[
-            *flags[: len(codes)],
+            *flag_blocks(batch, lambda t: first + t)[: len(codes)],
             *(block(plan.key, 0), block(plan.key, 0), block(PART, part)),
         ],
         out_specs=[block(PART, part)],
@@ -219,39 +208,44 @@ def _causal(*refs: Any, plan: Plan) -> None:
             last_inner[batch, head, group, channels] = state.state
 
 
+class Chunk(NamedTuple):
+    """Its number, what of it lies in shared memory, and room there for pairs of tokens and for the state."""
+
+    number: Any
+    code: list
+    q: Any
+    logits: Any
+    v: Any
+    o: Any
+    ones: Any
+    held: Any
+
+
 def _chunk(
-    plan: Plan,
-    t: Any,
-    code: list,
-    q: Any,
-    logits: Any,
-    v: Any,
-    o: Any,
-    ones: Any,
-    held: Any,
-    states: tuple[AdditiveState, ...],
-    least: Array,
+    plan: Plan, here: Chunk, states: tuple[AdditiveState, ...], least: Array, store: Callable | None
 ) -> tuple[tuple[AdditiveState, ...], Array]:
     """Outputs, the states that leave and the least normaliser; keys and scaled queries take the place of operands."""
-    sees = Sight(code[0]) if code else None
-    ones = code[1] if code else ones
+    sees = Sight(here.code[0]) if here.code else None
+    ones = here.code[1] if here.code else here.ones
+    q, logits, v = here.q, here.logits, here.v
     entered = [
-        _keys(plan, t, sees, logits.at[:, group], held.at[group], s)
+        _keys(plan, here.number, sees, logits.at[:, group], here.held.at[group], s)
         for group, s in zip(plan.groups, states, strict=True)
     ]
     plgpu.commit_smem()
+    if store:
+        store(here.held, [(s.maximum, s.total, x[2]) for s, x in zip(states, entered, strict=True)])
     for group, (_, before, _) in zip(plan.groups, entered, strict=True):
         least = jnp.minimum(least, _scale(sees, before, q.at[:, group], logits.at[:, group], ones))
     plgpu.commit_smem()
     scores = hopper.product(q, hopper.transposed(logits))
-    if sees is None:
-        scores = _causal_pairs(t, scores, lambda row, column: row >= column).astype(plan.dtype)
-    else:
-        scores = jnp.where(hopper.read_transposed(ones) != 0, scores, 0.0).astype(plan.dtype)
-    past = hopper.product(q, held)
+    scores = causal_pairs(here.number, scores, lambda row, column: row >= column)
     if sees is not None:
-        past = jnp.where(sees.of_row(past, RUN) == 0, past, 0.0)
-    o[...] = hopper.add_product(past, scores, v).astype(o.dtype)
+        start = sees.of_row(scores, START) // START_UNIT
+        scores = causal_pairs(here.number, scores, lambda _, column: column >= start + here.number)
+    scores = scores.astype(plan.dtype)
+    past = only(sees, hopper.product(q, here.held), RUN, 0)
+    here.o[...] = hopper.add_product(past, scores, v).astype(here.o.dtype)
     return tuple(
         _leave(plan, sees, logits.at[:, group], v, *x) for group, x in zip(plan.groups, entered, strict=True)
     ), least
@@ -275,21 +269,25 @@ def _keys(plan: Plan, t: Any, sees: Sight | None, logits: Any, held: Any, state:
     hopper.write_transposed(logits, keys)
     before, inner = decay * state.total, hopper.of_rows(decay, PART) * state.state
     held[...] = inner.astype(plan.dtype)
-    stays: Any = entering, before, inner
-    if sees is not None:
-        empty = (-jnp.inf, 0.0, 0.0)
-        stays = tuple(jnp.where(sees.of_chunk(x, STAYS) != 0, x, y) for x, y in zip(stays, empty, strict=True))
-    return AdditiveState(jnp.maximum(stays[0], last), stays[1] + added, stays[2]), before, reference
+    maximum, total = (_if_stays(sees, x, empty) for x, empty in ((entering, -jnp.inf), (before, 0.0)))
+    return AdditiveState(jnp.maximum(maximum, last), total + added, inner), before, reference
+
+
+def _if_stays(sees: Sight | None, x: Array, empty: float) -> Array:
+    """What enters a chunk, as it leaves."""
+    return x if sees is None else jnp.where(sees.of_chunk(x, STAYS) != 0, x, empty)
 
 
 def _scale(sees: Sight | None, before: Array, q: Any, keys: Any, ones: Any) -> Array:
     """Queries of a group over their normalisers, the least of which is returned, in the place of queries."""
     sums = hopper.product(hopper.transposed(keys), ones)
     past = hopper.of_rows(before, CHUNK)
-    if sees is not None:
-        past = jnp.where(sees.of_column(past, RUN) == 0, past, 0.0)
-    sums = sums + past
-    of_real = sums if sees is None else jnp.where(sees.of_column(sums, REAL) != 0, sums, jnp.inf)
+    if sees is None:
+        of_real = sums = sums + past
+    else:
+        code = sees.of_column(sums, RUN | REAL)
+        sums = sums + jnp.where(code & RUN == 0, past, 0.0)
+        of_real = jnp.where(code & REAL != 0, sums, jnp.inf)
     least = of_real.min(axis=1)
     hopper.write_transposed(q, hopper.read_transposed(q) * hopper.inverse(jnp.where(sums > 0, sums, 1.0)))
     return least
@@ -301,16 +299,10 @@ def _leave(
     """The state of a group that leaves: with the keys that count for it."""
     if sees is None:
         return state._replace(state=hopper.add_product(state.state, hopper.transposed(keys), v))
-    x = hopper.read(keys)
-    keys[...] = jnp.where(sees.of_row(x, LEAVES) != 0, x, 0.0).astype(plan.dtype)
+    x = hopper.load(keys)
+    keys[...] = jnp.where(sees.of_row(x, LEAVES) != 0, x, jnp.zeros_like(x))
     plgpu.commit_smem()
-    rescale = jnp.exp(reference - finite(state.maximum))
-    inner = hopper.add_product(state.state, hopper.transposed(keys), v)
+    # Beyond `FAR` keys are lost, and nothing times infinity would be no number.
+    rescale = jnp.exp(jnp.minimum(reference - finite(state.maximum), FAR))
+    inner = hopper.add_product(_if_stays(sees, state.state, 0.0), hopper.transposed(keys), v)
     return AdditiveState(state.maximum, rescale * state.total, hopper.of_rows(rescale, PART) * inner)
-
-
-def _causal_pairs(t: Any, like: Array, order: Callable) -> Array:
-    """0 in the place of pairs of tokens in another order."""
-    # Numbers that change from chunk to chunk: others would be kept in registers, of which there are too few.
-    row, column = (hopper.index(like.shape, i) + t for i in (0, 1))
-    return jnp.where(order(row, column), like, 0.0)

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 from lightnet.scan import AdditiveState, additive, additive_global, additive_recurrence, explain, hopper
-from lightnet.scan.additive import launch_gpu, order_free_gpu, pallas_gpu
-from lightnet.scan.additive.xla import additive_xla
-from lightnet.scan.recurrence import Kernel
+from lightnet.scan.additive import (
+    blocks_gpu,
+    gradients_gpu,
+    launch_gpu,
+    order_free_gpu,
+    pallas_gpu,
+    pallas_gpu_backward,
+)
+from lightnet.scan.additive.xla import additive_xla, slopes
+from lightnet.scan.recurrence import Kernel, tokens_of
 from tests.lightnet.scan.stand_in_gpu import instead_of_the_device
+
+CAUSAL = blocks_gpu, pallas_gpu, gradients_gpu, pallas_gpu_backward
 
 
 @pytest.fixture
@@ -25,7 +34,7 @@ def kernels(monkeypatch):
         here = lambda *given, interpret, run=run, **options: run(*given, **options)  # noqa: E731
         kernel = Kernel(here, lambda operands: None)
         monkeypatch.setattr(additive, name, replace(getattr(additive, name), kernels={"tpu": kernel}))
-    instead_of_the_device(monkeypatch, hopper, launch_gpu, order_free_gpu, pallas_gpu)
+    instead_of_the_device(monkeypatch, hopper, launch_gpu, order_free_gpu, *CAUSAL)
 
 
 def arrays(length, dtype=jnp.float32, *, batch=2, heads=2, sizes=(64, 64), spread=2.0):
@@ -85,23 +94,45 @@ def test_order_free_with_masks_and_logits_of_minus_infinity(kernels):
     jax.tree.map(np.testing.assert_array_equal, *both)
 
 
-def check_causal(length, *, sizes=(64, 64), dtype=jnp.float32, rise=0.0, tolerance=3e-6, **given):
-    """Outputs and the last state, behind an initial one that some channels lack."""
-    q, logits, v, _ = arrays(length, dtype, heads=1, sizes=sizes)
-    logits += (rise * jnp.arange(length, dtype=dtype))[None, :, None, None]
+def state_of_some(sizes):
+    """An initial state that some channels lack."""
     random = np.random.default_rng(1)
     shapes = (2, 1, sizes[0]), (2, 1, sizes[0]), (2, 1, *sizes)
     maximum, total, inner = (jnp.asarray(random.standard_normal(x), jnp.float32) for x in shapes)
     lacking = jnp.zeros(maximum.shape, bool).at[0, 0, :9].set(True)
-    state = AdditiveState(
+    return AdditiveState(
         jnp.where(lacking, -jnp.inf, maximum),
         jnp.where(lacking, 0, total**2),
         jnp.where(lacking[..., None], 0, inner),
     )
-    got = additive_recurrence(q, logits, v, initial_state=state, implementation="pallas_interpret", **given)
-    wide = (x.astype(jnp.float32) for x in (q, logits, v))
-    expected = additive_recurrence(*wide, initial_state=state, implementation="xla", **given)
-    assert got[0].dtype == dtype
+
+
+def check_causal(
+    length, *, sizes=(64, 64), dtype=jnp.float32, spread=2.0, rise=0.0, tolerance=3e-6, gradients=False, **given
+):
+    """Outputs and the last state, behind an initial one that some channels lack; or the gradients of all arguments."""
+    *operands, do = arrays(length, dtype, heads=1, sizes=sizes, spread=spread)
+    operands[1] += (rise * jnp.arange(length, dtype=dtype))[None, :, None, None]
+    operands.append(state_of_some(sizes))
+    random = np.random.default_rng(2)
+    final_bar = jax.tree.map(lambda x: jnp.asarray(random.standard_normal(x.shape), x.dtype), operands[3])
+
+    def values(operands, implementation):
+        def function(q, logits, v, state):
+            return additive_recurrence(q, logits, v, initial_state=state, implementation=implementation, **given)
+
+        if not gradients:
+            return function(*operands)
+        (o, _), pull = jax.vjp(function, *operands)
+        return pull((do.astype(o.dtype), final_bar))
+
+    expected = values([*(x.astype(jnp.float32) for x in operands[:3]), operands[3]], "xla")
+    if "mask" in given:
+        real = given["mask"][..., None, None]
+        operands[:3] = [jnp.where(real, x, jnp.nan) for x in operands[:3]]
+        do = jnp.where(real, do, jnp.nan)
+    got = values(operands, "pallas_interpret")
+    assert all(x.dtype == dtype for x in got[: 3 if gradients else 1])
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         error = np.where(x == y, 0, np.asarray(x, np.float32) - y)
         assert np.linalg.norm(error) <= tolerance * np.linalg.norm(np.where(np.isfinite(y), y, 0))
@@ -120,6 +151,8 @@ def no_other_form(monkeypatch):
     """XLA's, which a steep rise calls for, gives nothing."""
     nothing = lambda *given: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), additive_xla(*given))  # noqa: E731
     monkeypatch.setattr(pallas_gpu, "additive_xla", nothing)
+    none = lambda *given: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), slopes(*given))  # noqa: E731
+    monkeypatch.setattr(pallas_gpu_backward, "slopes", none)
 
 
 @pytest.mark.slow
@@ -150,11 +183,81 @@ def test_causal_in_half_precision(kernels, no_other_form):
 
 
 @pytest.mark.slow
-def test_causal_where_keys_rise_steeply_takes_the_other_form(kernels, monkeypatch):
-    check_causal(70, rise=5.0)
-    monkeypatch.setattr(pallas_gpu, "additive_xla", lambda *given: jax.tree.map(jnp.zeros_like, additive_xla(*given)))
+def test_gradients_with_segments_and_masks(kernels, no_other_form):
+    check_causal(70, gradients=True, **packing(70))
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("length", "sizes", "names"),
+    [
+        (150, (128, 64), ["segment_ids", "mask"]),
+        (150, (64, 128), []),
+        (150, (64, 64), ["mask"]),
+        (128, (64, 64), ["segment_ids"]),
+        (1, (64, 64), []),
+        (5, (64, 64), ["segment_ids"]),
+    ],
+)
+def test_gradients_of_any_length(kernels, no_other_form, length, sizes, names):
+    check_causal(length, sizes=sizes, gradients=True, **{x: packing(length)[x] for x in names})
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("spread", "rise"), [(0.05, 0.0), (8.0, 0.0), (1.0, 0.3), (1.0, -3.0)])
+def test_gradients_in_every_regime(kernels, no_other_form, spread, rise):
+    check_causal(140, spread=spread, rise=rise, gradients=True, **packing(140))
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_gradients_in_half_precision(kernels, no_other_form):
+    check_causal(150, dtype=jnp.bfloat16, tolerance=1e-2, gradients=True, **packing(150))
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_programs_of_several_chunks_give_the_same_gradients(kernels, no_other_form, monkeypatch):
+    monkeypatch.setattr(pallas_gpu_backward, "_each", lambda heads, chunks: 2)
+    check_causal(150, gradients=True, **packing(150))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradients", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_causal_where_keys_rise_steeply_takes_the_other_form(kernels, monkeypatch, gradients):
+    check_causal(70, rise=5.0, gradients=gradients)
+    for module, name, form in ((pallas_gpu, "additive_xla", additive_xla), (pallas_gpu_backward, "slopes", slopes)):
+        nothing = lambda *given, form=form: jax.tree.map(jnp.zeros_like, form(*given))  # noqa: E731
+        monkeypatch.setattr(module, name, nothing)
     with pytest.raises(AssertionError):
-        check_causal(70, rise=5.0)
+        check_causal(70, rise=5.0, gradients=gradients)
+
+
+@pytest.mark.parametrize("later", [0.0, pytest.param(-jnp.inf, marks=pytest.mark.slow)])
+def test_a_run_far_below_the_one_before_it_leaves_numbers(kernels, later):
+    q, logits, v, _ = arrays(70, heads=1, batch=1)
+    ids = (jnp.arange(70) >= 30).astype(jnp.int32)[None]
+    logits = jnp.where(ids[..., None, None] == 0, 150.0, logits).at[:, 30:64].set(later)
+    empty = AdditiveState(*(jnp.full((1, 1, *x), y) for x, y in (((64,), -jnp.inf), ((64,), 0.0), ((64, 64), 0.0))))
+    o, final, least, _ = pallas_gpu._march((q, logits, v, None), empty, tokens_of(ids, None), False)
+    assert (least < pallas_gpu.LEAST).any()  # so the other form is taken
+    assert all(np.isfinite(x).all() for x in (o, *final))
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_derivatives_of_second_order_of_the_causal_form(kernels):
+    q, logits, v, do = arrays(24, heads=1, batch=1)
+
+    def product(implementation):
+        o = lambda *x: additive_recurrence(*x, implementation=implementation)[0]  # noqa: E731
+        slopes = jax.grad(lambda *x: (o(*x) * do).sum(), (0, 1, 2))
+        return jax.grad(lambda *x: sum((g**2).sum() for g in slopes(*x)), (0, 1, 2))(q, logits, v)
+
+    for x, y in zip(product("pallas_interpret"), product("xla"), strict=True):
+        assert np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(y)
 
 
 def test_a_stretch_is_as_long_as_busy_cores_allow():

@@ -32,7 +32,7 @@ def kernels(monkeypatch):
     runs = {"ADDITIVE_GLOBAL": order_free_gpu.global_gpu, "ADDITIVE": pallas_gpu.additive_gpu}
     for name, run in runs.items():
         here = lambda *given, interpret, run=run, **options: run(*given, **options)  # noqa: E731
-        kernel = Kernel(here, lambda operands: None)
+        kernel = Kernel(here, lambda operands, **options: None)
         monkeypatch.setattr(additive, name, replace(getattr(additive, name), kernels={"tpu": kernel}))
     instead_of_the_device(monkeypatch, hopper, launch_gpu, order_free_gpu, *CAUSAL)
 

@@ -89,8 +89,8 @@ class Config(results.Config):
     """Width and heads, see `lightnet.models.CLASSIFIERS`."""
     num_layers: int = 12
     """Blocks."""
-    scan_layers: bool = True
-    """Compile one block and loop over all."""
+    scan_layers: bool = False
+    """Compile one block and loop over all; takes more memory and traffic where blocks are not computed again."""
     drop_path: float = 0.1
     """Rate at which branches of the last block are dropped; it grows from 0 with depth."""
     data_dir: str = ""

@@ -53,8 +53,8 @@ class Config(results.Config):
     """Mixer and positions, joined by +."""
     num_layers: int = 6
     """Blocks; width and heads are those of `lightnet.models.CAUSAL_LMS["44m"]`."""
-    scan_layers: bool = True
-    """Compile one block and loop over all."""
+    scan_layers: bool = False
+    """Compile one block and loop over all; takes more memory and traffic where blocks are not computed again."""
     length: int = 512
     """Tokens per row."""
     dropout: float = 0.1

@@ -48,8 +48,8 @@ class Config(results.Config):
 
     models: tuple[str, ...] = (LIGHTNET, "linear+both", "softmax+lrpe", TWO_SCANS)
     """Mixer and positions, joined by +."""
-    scan_layers: bool = True
-    """Compile one block and loop over all."""
+    scan_layers: bool = False
+    """Compile one block and loop over all; takes more memory and traffic where blocks are not computed again."""
     num_layers: int = 12
     """Blocks; width and heads are those of `lightnet.models.MASKED_LMS["base"]`."""
     rate: float = 0.15

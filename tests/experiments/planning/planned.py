@@ -164,12 +164,12 @@ def main(folder: Path) -> None:
             "plan": dataclasses.asdict(planned),
             "executed": executed(one),
         }
-    for label, one, expected in (
+    for label, other, expected in (
         ("looped", training(looped=True, data=2, fsdp=2), formula_of_loops()),
         ("mamba", training(kind="mamba", data=2, fsdp=2), formula_of_mamba()),
     ):
-        planned_too = plan(label, "test", one, 1, topology(name), None)
-        found[label] = {"plan": dataclasses.asdict(planned_too), "executed": executed(one), "formula": expected}
+        planned_too = plan(label, "test", other, 1, topology(name), None)
+        found[label] = {"plan": dataclasses.asdict(planned_too), "executed": executed(other), "formula": expected}
     found["kept"] = plan("transformer", "test", one, 3, topology(name), folder) == planned
     for label, chips, sizes in (
         ("two slices", topology(name, 2), {"data": 2, "fsdp": 4}),

@@ -152,8 +152,7 @@ def trained(config: Config, which: Any, key: Any) -> tuple[Any, Any]:
     generator = kd.Generator(jnp.zeros_like, derivative)
     teacher = jnp.asarray(ring(), jnp.float32), jnp.full(MODES, np.log(WIDTH))
     optimizer = optax.adam(optax.cosine_decay_schedule(config.rate, config.steps))
-    of_each: Any = jax.vmap(log_density, (0, None, None, 0))
-    score: Any = jax.vmap(jax.grad(log_density), (0, None, None, 0))
+    density_and_score: Any = jax.vmap(jax.value_and_grad(log_density), (0, None, None, 0))
 
     def step(carry: Any, key: Any) -> Any:
         (student, state), keys = carry, jax.random.split(key, 4)
@@ -163,11 +162,11 @@ def trained(config: Config, which: Any, key: Any) -> tuple[Any, Any]:
         noise = LEVELS[0] * (LEVELS[1] / LEVELS[0]) ** times
         fixed = jax.lax.stop_gradient(student)
         x = generated(fixed, parts, normal) + noise[:, None] * added
-        logit = kd.balance_over_time(of_each(x, *teacher, noise) - of_each(x, *fixed, noise), times)
+        (log_p, score_p), (log_q, score_q) = (density_and_score(x, *law, noise) for law in (teacher, fixed))
+        logit = kd.balance_over_time(log_p - log_q, times)
         weights = kd.f_distill_weights(logit, generator=generator)
-        difference = score(x, *fixed, noise) - score(x, *teacher, noise)
-        # scores grow as the noise falls: their size without it is kept
-        scaled = noise[:, None] * difference
+        # scores grow as the noise falls
+        scaled = noise[:, None] * (score_q - score_p)
 
         def loss(student: Any) -> Any:
             return kd.f_distill_loss(generated(student, parts, normal), scaled, weights)
@@ -176,7 +175,7 @@ def trained(config: Config, which: Any, key: Any) -> tuple[Any, Any]:
         return (optax.apply_updates(student, changes), state), weights.std() / weights.mean()
 
     begin, rest = jax.random.split(key)
-    means = teacher[0][0] + config.spread * jax.random.normal(begin, (MODES, 2))
+    means = teacher[0][:1] + config.spread * jax.random.normal(begin, (MODES, 2))
     student = means, jnp.full(MODES, np.log(config.spread))
     (student, _), variation = jax.lax.scan(
         step, (student, optimizer.init(student)), jax.random.split(rest, config.steps)

@@ -86,6 +86,7 @@ def test_only_through_visits_is_the_gradient_that_of_the_sequences():
         assert float(jnp.abs(whole - dropped).max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_the_best_student_by_forward_kl_is_stationary():
     def forward(s, t):
         return kd.token_divergence("forward_kl", s, t)

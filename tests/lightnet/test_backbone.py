@@ -193,6 +193,23 @@ def test_wrong_arguments_of_the_backbone_are_refused_by_name(arguments, message)
         backbone.init(jax.random.key(0), **{"x": jnp.zeros((2, 3, 8)), **arguments})
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_the_product_of_their_factors(tied):
+    backbone = Backbone(partial(SoftmaxAttention, num_heads=2), num_layers=1, width=8)
+    model = CausalLM(backbone, vocab_size=7, num_input_only=2, tied=tied)
+    tokens, variables = build(model)
+    mask = jnp.arange(9) < jnp.array([[9], [4]])
+    h, W = apply(model, variables, tokens, method="logit_factors", mask=mask)
+    assert W.shape == (7, 8)
+    close(h @ W.T, apply(model, variables, tokens, mask=mask))
+
+
+def test_logits_with_a_bias_have_no_factors():
+    tokens, variables = build(gpt2())
+    with pytest.raises(ValueError, match="head_bias: got True, expected logits that are a product"):
+        gpt2().apply(variables, tokens, method="logit_factors")
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="num_heads: got 3, expected a divisor of the width 20"):
         gpt2(heads=3).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))

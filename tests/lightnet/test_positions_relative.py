@@ -248,6 +248,14 @@ def test_packed_and_padded_positions_are_those_of_the_sequences_alone():
     assert token_coordinates(2, offset=jnp.array([1, 9]))[..., 0].tolist() == [[1, 2], [9, 10]]
 
 
+def test_places_in_a_whole_row_are_counted_without_running_sums():
+    counted = partial(token_coordinates, 7)
+    offset, ones = np.array([3, 0]), np.ones((2, 7), bool)
+    np.testing.assert_array_equal(counted(offset=offset), counted(offset=offset, mask=ones))
+    assert "cum" in str(jax.make_jaxpr(lambda mask: counted(mask=mask))(ones))
+    assert "cum" not in str(jax.make_jaxpr(lambda offset: counted(offset=offset))(offset))
+
+
 def test_steps_are_the_sequence():
     encoding = OF_ONE_SIZE["lrpe"]
     _, q, logits, v = example(encoding)

@@ -68,7 +68,7 @@ FAR = 1 - math.log(LEAST)  # keys that are further below the reference are below
 
 def additive_gpu(operands: Operands, initial_state: AdditiveState, tokens: Tokens) -> tuple[Array, AdditiveState]:
     """See `additive_reference`, without key factors."""
-    return _scan(operands, initial_state, tokens)
+    return _scan(operands, initial_state, tokens, False)[:2]
 
 
 def refusal(operands: Any) -> str | None:
@@ -77,25 +77,26 @@ def refusal(operands: Any) -> str | None:
     return "the kernel is without key factors" if factor is not None else launch_gpu.refusal(q, logits, v)
 
 
-@jax.custom_vjp
-def _scan(operands: Operands, initial_state: AdditiveState, tokens: Tokens) -> tuple[Array, AdditiveState]:
-    return _outputs(operands, initial_state, tokens, stores=False)[:2]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _scan(operands: Operands, initial_state: AdditiveState, tokens: Tokens, stores: bool) -> Any:
+    """Outputs, the last state, and for the backward pass what is stored and whether XLA's form had to run."""
+    return _outputs(operands, initial_state, tokens, stores)
 
 
-def _scan_forward(operands: Operands, initial_state: AdditiveState, tokens: Tokens) -> Any:
-    o, final, steep, before = _outputs(operands, initial_state, tokens, stores=True)
-    return (o, final), (operands, initial_state, tokens, before, final, steep)
+def _scan_forward(operands: Operands, initial_state: AdditiveState, tokens: Tokens, stores: bool) -> Any:
+    o, final, kept = _scan(operands, initial_state, tokens, True)
+    before, steep = kept
+    return (o, final, kept if stores else None), (operands, initial_state, tokens, before, final, steep)
 
 
-def _scan_backward(residuals: Any, cotangents: tuple[Array, AdditiveState]) -> Any:
-    return *gradient(*residuals, cotangents), None
+def _scan_backward(stores: bool, residuals: Any, cotangents: Any) -> Any:
+    return *gradient(*residuals, cotangents[:2]), None
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def _outputs(operands: Operands, initial_state: AdditiveState, tokens: Tokens, *, stores: bool) -> Any:
-    """Outputs, the last state, whether XLA's form had to run, and what is stored of the states that enter."""
+def _outputs(operands: Operands, initial_state: AdditiveState, tokens: Tokens, stores: bool) -> Any:
     o, behind, least, before = _march(operands, initial_state, tokens, stores)
     steep = (least < LEAST).any()  # not where it is not a number, so that the outputs are not either
     given = tuple(map(flat, operands[:3]))
@@ -106,7 +107,8 @@ def _outputs(operands: Operands, initial_state: AdditiveState, tokens: Tokens, *
         return flat(again), behind
 
     o_flat, behind = where_steep(steep, (flat(o), behind), exactly, (given, initial_state, tokens))
-    return *mapped_alike((o_flat.reshape(o.shape), behind), (operands, initial_state)), steep, before
+    kept = (before, steep) if stores else None
+    return *mapped_alike((o_flat.reshape(o.shape), behind), (operands, initial_state)), kept
 
 
 def _march(operands: Operands, initial_state: AdditiveState, tokens: Tokens, stores: bool) -> Any:

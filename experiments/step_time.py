@@ -1,6 +1,7 @@
 """One update of a training as a program that can be timed against others."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,21 +15,23 @@ from experiments.training.task import Task
 
 
 def update_program(
-    task: Task, optimizer: OptimizerConfig | MomentumConfig, batch: Mapping[str, np.ndarray]
+    task: Task,
+    optimizer: OptimizerConfig | MomentumConfig,
+    batch: Mapping[str, np.ndarray] | Iterator[Mapping[str, Any]],
 ) -> Callable[[], Any]:
     """Loss, gradient and the optimizer on one batch, the parameters carried from call to call.
 
     Args:
         task: its loss returns the value first.
         optimizer: of the training.
-        batch: which is on the device before the first call.
+        batch: which is on the device before the first call; or batches, of which each call takes the next one.
 
     Returns:
         A function that does one update and returns the loss when it is done. It is compiled, and has been called once.
     """
     rule = make_optimizer(optimizer, 10_000, task.labels)
     params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
-    on_device = jax.device_put(dict(batch))
+    batches = batch if isinstance(batch, Iterator) else itertools.repeat(jax.device_put(dict(batch)))
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
         return task.loss(params, batch, key)[0]
@@ -44,7 +47,7 @@ def update_program(
 
     def call() -> Any:
         nonlocal carry
-        carry, value = update(carry, on_device, key)
+        carry, value = update(carry, next(batches), key)
         jax.block_until_ready(carry)
         return value
 

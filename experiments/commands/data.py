@@ -1,4 +1,4 @@
-"""`data`: text as rows of tokens in shards, written once for many trainings; whether they are whole, and how fast."""
+"""`data`: rows of tokens in shards, and a teacher's outputs for them; whether they are whole, and how fast."""
 
 from __future__ import annotations
 
@@ -59,6 +59,32 @@ class PrepareFlags:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected 1 to {most}")
         if self.name and not re.fullmatch(r"[\w.+-]+", self.name):
             raise ValueError(f"name: got {self.name!r}, expected letters, digits and . _ + -")
+
+
+@dataclass(frozen=True)
+class TeacherFlags:
+    """Run a teacher over the rows of --data, and write its largest log probabilities into as many shards.
+
+    RUN is a training, a run with one in it, an export, or a checkpoint in the layout of others. Its tokenizer must be
+    that of the rows. Called again, it writes the shards that are missing; shares are taken as by `data prepare`.
+    """
+
+    data: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(needed)")] = None
+    """folder that `data prepare` wrote"""
+    out: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(needed)")] = None
+    """folder of the shards, on this machine or in a bucket"""
+    model: str | None = None
+    """which training of the run, by its folder in there; needed where there are several"""
+    top_k: int = 64
+    """log probabilities that are kept of a token"""
+    batch_size: int = 64
+    """rows at once, over all devices"""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for field in ("top_k", "batch_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -144,6 +170,30 @@ def _name(source: str) -> str:
     return re.sub(r"[^\w+-]+", "-", re.split(r"[:/]", source.rstrip("/"))[-1]).strip("-") or "text"
 
 
+def _teacher(arguments: Sequence[str]) -> int:
+    flags, words = parse(TeacherFlags(), f"{PROGRAM} data teacher RUN", arguments)
+    (run,) = exactly(words, "RUN")
+    if flags.data is None:
+        raise UserError("--data is missing: the folder of the rows")
+    if flags.out is None:
+        raise UserError("--out is missing: the folder of the shards")
+    from experiments.language_models import load
+    from experiments.records.manifest import read_manifest
+    from experiments.records.teacher import TeacherOutputs
+    from experiments.records.writing import write
+
+    rows = read_manifest(flags.data)
+    job = TeacherOutputs(load(run, flags.model), flags.data, flags.top_k, flags.batch_size)
+    manifest = write(flags.out, job, report=lambda line: print(line, flush=True))
+    if manifest is None:
+        print(f"this part is written: {flags.out}; the manifest comes with the last part")
+        return 0
+    size = sum(shard.bytes for shard in manifest.shards)
+    each = size / max(rows.counts["tokens"], 1)
+    print(f"written: {flags.out}: {manifest.records} rows, top {flags.top_k}, {each:.1f} MB per million tokens")
+    return 0
+
+
 def _verify(arguments: Sequence[str]) -> int:
     _, words = parse(VerifyFlags(), f"{PROGRAM} data verify FOLDER", arguments)
     (folder,) = exactly(words, "FOLDER")
@@ -176,6 +226,7 @@ def _bench(arguments: Sequence[str]) -> int:
 
 ACTIONS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "prepare": ("text as rows of tokens in shards, written by several processes; again: what is missing", _prepare),
+    "teacher": ("a teacher's largest log probabilities for such rows, computed once; again: what is missing", _teacher),
     "verify": ("whether every byte, record and count of a folder is as its manifest says", _verify),
     "bench": ("rows and tokens per second that one process reads from a folder", _bench),
 }

@@ -12,6 +12,8 @@ safetensors; record i of a folder is found without reading another.
     order       the order of training, in which a process needs its own shards only
     documents   text that can be cut into parts without reading all of it
     tokens      the job that turns documents into rows of tokens
+    teacher     the job that runs a teacher over such rows, and keeps its largest log probabilities
+    taught      rows with the outputs of a teacher, which must belong together
 
-Another job, a teacher's outputs for the same rows say, is another class with the members of `writing.Job`.
+Another job is another class with the members of `writing.Job`.
 """

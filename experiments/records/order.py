@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.errors import UserError
 from experiments.records.source import Records
+from experiments.records.taught import TaughtRows
 from experiments.training.data import examples
 
 TOKENS, SEGMENT_IDS = "tokens", "segment_ids"
@@ -65,6 +66,7 @@ def in_training_order(
     batch_size: int,
     lanes: int = 1,
     shards: Sequence[int] | None = None,
+    teacher: str | Path | None = None,
     check: bool = True,
 ) -> Lanes:
     """Records of a folder in an endless shuffled order, for `experiments.training.loop.train`.
@@ -76,15 +78,19 @@ def in_training_order(
         lanes: 1 shuffles all records together, and every process reads from every shard; with a multiple of the number
             of processes each reads shards of its own. It is part of the order: keep it when the processes change.
         shards: numbers of the shards that are trained on; None takes all.
+        teacher: folder of `data teacher`, of which each record gets the outputs for its row; the order is the same.
         check: as for `Records`.
 
     Returns:
         A dataset of single records, see `widened`.
 
     Raises:
-        UserError: the folder is not whole, or the lanes divide neither shards nor batch.
+        UserError: a folder is not whole, the teacher's outputs are of other rows, or the lanes divide neither shards
+            nor batch.
     """
-    source = Records(folder, shards, check=check)
+    source: Any = (
+        Records(folder, shards, check=check) if teacher is None else TaughtRows(folder, teacher, shards, check=check)
+    )
     numbers = source.shards
     if lanes < 1 or batch_size % lanes or len(numbers) % lanes:
         raise UserError(
@@ -92,6 +98,7 @@ def in_training_order(
         )
     parts = [source if lanes == 1 else source.only(part.tolist()) for part in np.split(np.array(numbers), lanes)]
     identity = f"{source.manifest.sha256}:{numbers}:{seed}:{batch_size}:{lanes}"
+    identity += "" if teacher is None else f":{source.outputs.manifest.sha256}"
     return Lanes(
         [examples(part, seed=_seed(seed, number)).map(widened) for number, part in enumerate(parts)],
         batch_size,

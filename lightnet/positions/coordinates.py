@@ -83,7 +83,7 @@ def token_coordinates(
         raise ValueError(f"offset: got {got(offset)}, expected an integer array ({batch},)")
     if segment_ids is None and mask is None:
         # Running sums over a sequence that a mesh splits would gather it on every device.
-        return (offset[:, None] + jnp.arange(length, dtype=jnp.int32))[..., None]
+        return (offset[:, None] + jnp.arange(length, dtype=jnp.int32)[None])[..., None]
     real = jnp.ones((batch, length), bool) if mask is None else mask
     run = jnp.zeros((batch, length), jnp.int32) if segment_ids is None else run_index(segment_ids, mask)
     return token_positions(run, real, offset)[..., None]

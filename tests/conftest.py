@@ -1,14 +1,17 @@
 """Strict numerics for every test, and no setting of the shell that started them.
 
-Of a slow test with several sets of parameters CI runs the first, and it runs the smallest preset of every result by
-itself, without the test of its values; `make test-all` runs every one.
+Most of the time of the tests of models and recurrences is compilation, so only a few are quick: of each file the first
+ones, each with its first set of parameters. Of a slow test with several sets of parameters CI runs the first, and it
+runs the smallest preset of every result by itself, without the test of its values; `make test-all` runs every one.
 """
 
+from collections import defaultdict
 from pathlib import Path
 
 import jax
 import pytest
 
+OF_MODELS, QUICK = [Path(__file__).parent / name for name in ("lightnet", "ssm")], 2
 # Whose parameters are different things to be tested: mixers, and what may happen to a training.
 EVERY_CASE = [Path(__file__).parent / name for name in ("contracts", "reliability")]
 
@@ -17,7 +20,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # After the folders, which mark tests as slow: pytest asks the nearest conftest first.
+    _leave_few_quick(items)
     seen = set()
     for item in items:
         if item.get_closest_marker("slow") is None or any(folder in item.path.parents for folder in EVERY_CASE):
@@ -26,6 +29,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if test in seen or test[1] == "test_smoke_run":
             item.add_marker(pytest.mark.exhaustive)
         seen.add(test)
+
+
+def _leave_few_quick(items: list[pytest.Item]) -> None:
+    found: dict[Path, set[str]] = defaultdict(set)
+    for item in items:
+        if not any(folder in item.path.parents for folder in OF_MODELS):
+            continue
+        names, name = found[item.path], getattr(item, "originalname", item.name)
+        if name in names or len(names) >= QUICK:
+            item.add_marker(pytest.mark.slow)
+        names.add(name)
 
 
 @pytest.fixture(autouse=True)

@@ -1,28 +1,13 @@
-"""Most of the time of the tests of models and recurrences is compilation, so only a few are quick.
+"""Programs of tests are compiled quickly."""
 
-Of each file the first tests are, each with its first set of parameters; all others are slow.
-"""
-
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
-FOLDER, QUICK = Path(__file__).parent, 2
+FOLDER = Path(__file__).parent
 ABOUT_VALUES = ("test_recurrence.py", "test_additive_identities.py")  # of the scan core
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    seen: dict[Path, set[str]] = defaultdict(set)
-    for item in items:
-        if FOLDER not in item.path.parents:
-            continue
-        names, name = seen[item.path], getattr(item, "originalname", item.name)
-        if name in names or len(names) >= QUICK:
-            item.add_marker(pytest.mark.slow)
-        names.add(name)
 
 
 @pytest.fixture(autouse=True, scope="module")

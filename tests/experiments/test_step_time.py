@@ -20,3 +20,10 @@ def test_calls_descend_and_keep_their_parameters():
     # AdamW's first steps have the size of the rate: 1 + 4 + 9 = 14 before any.
     assert losses[0] == pytest.approx(0.9**2 + 1.9**2 + 2.9**2, rel=1e-5)
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_each_call_takes_the_next_batch():
+    batches = iter([{"x": np.float32(x)} for x in (1.0, 2.0, 3.0)])
+    task = Task(init=lambda key: {"kernel": jnp.zeros(())}, loss=lambda params, batch, key: (batch["x"], {}))
+    call = update_program(task, OptimizerConfig(weight_decay=0.0), batches)
+    assert [float(call()), float(call())] == [2.0, 3.0]

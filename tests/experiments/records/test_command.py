@@ -76,7 +76,7 @@ def test_everything_works_in_a_bucket_and_bench_leaves_nothing_in_the_cache(call
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "the action is missing; there is: prepare, verify, bench"),
+        ((), "the action is missing; there is: prepare, teacher, verify, bench"),
         (("prepair",), "unknown action 'prepair'; nearest: prepare"),
         (("prepare", "documentation"), "--out is missing: the folder of the shards"),
         (("prepare", "--out", "rows"), "SOURCE is missing"),
@@ -95,7 +95,7 @@ def test_mistakes_are_one_line(call, tmp_path, monkeypatch, words, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("action", ["prepare", "verify", "bench"])
+@pytest.mark.parametrize("action", ["prepare", "teacher", "verify", "bench"])
 def test_help_of_every_action_is_at_most_100_columns(call, action):
     status, out, err = call("data", action, "--help")
     assert (status, err) == (0, "") and "usage:" in out and max(map(len, out.splitlines())) <= 100

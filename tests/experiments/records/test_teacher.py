@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -44,16 +44,19 @@ def teacher(seed=0, **changes):
             "num_heads": 2,
             "hidden": 8,
             "mixer": "softmax",
-            "positions": "lrpe",
+            "positions": "none",
             **changes,
         }
     )
     model, random = described.build(), np.random.default_rng(seed)
-    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
+    two = jnp.ones((1, 2), jnp.int32)
+    shapes = nn.meta.unbox(jax.eval_shape(partial(model.init, segment_ids=two), jax.random.key(0), two))
     return Trained(described, model, jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape), x.dtype), shapes))
 
 
+@cache
 def outputs_for(rows, batch_size=7, **changes):
+    """A job, of which the program is compiled once."""
     return TeacherOutputs(teacher(**changes), rows, K, batch_size)
 
 
@@ -81,7 +84,8 @@ def contents(folder):
 def test_what_is_kept_of_logits_is_that_of_double_precision():
     z = 8 * np.random.default_rng(0).standard_normal((4, 3, 70)).astype(np.float32)
     z[0, 0, 3] = 60.0  # all other tokens together have a probability that 1 - p would lose
-    kept = jax.device_get(top_k_outputs(jnp.asarray(z), K))
+    outputs = jax.jit(top_k_outputs, static_argnums=1)
+    kept = jax.device_get(outputs(z, K))
     wide = z.astype(np.float64)
     total = np.log(np.exp(wide).sum(-1))
     order = np.argsort(-wide, axis=-1)
@@ -95,7 +99,7 @@ def test_what_is_kept_of_logits_is_that_of_double_precision():
     ):
         np.testing.assert_allclose(kept[name], expected, rtol=0, atol=4 * 64 * 2.0**-24)
     assert kept["log_rest"][0, 0] < -20
-    assert (jax.device_get(top_k_outputs(jnp.asarray(z), 70))["log_rest"] == -np.inf).all()
+    assert (jax.device_get(outputs(z, 70))["log_rest"] == -np.inf).all()
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])
@@ -135,8 +139,9 @@ def test_documents_of_a_row_do_not_see_each_other(rows, outputs):
     data = TaughtRows(rows, outputs)
     row = next(row for row in (data[i] for i in range(len(data))) if {2, 3} <= set(row["segment_ids"].tolist()))
     own = np.flatnonzero(row["segment_ids"][:-1] == 2)
-    alone = teacher().model.apply(teacher().variables, jnp.asarray(row["tokens"][own].astype(np.int32))[None])
-    expected = top_k_outputs(alone[0], K)
+    tokens = jnp.asarray(row["tokens"][own].astype(np.int32))[None]
+    model = teacher().model
+    expected = jax.jit(lambda t: top_k_outputs(model.apply(teacher().variables, t, segment_ids=0 * t)[0], K))(tokens)
     np.testing.assert_allclose(row["log_sum_exp"][own], expected["log_sum_exp"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(row["log_rest"][own], expected["log_rest"], rtol=1e-4, atol=1e-5)
 
@@ -154,6 +159,7 @@ def test_the_manifest_says_whose_outputs_these_are_and_for_what(rows, outputs):
     assert len({teacher_sha256(other) for other in (same, *others)}) == 3
 
 
+@pytest.mark.slow
 def test_the_order_is_told_apart_from_that_of_other_teachers(rows, outputs, tmp_path):
     write(tmp_path, outputs_for(rows, seed=1))
     hashes = {data_hash(in_training_order(rows, seed=0, batch_size=4, teacher=t)) for t in (None, outputs, tmp_path)}
@@ -233,6 +239,7 @@ def test_more_entries_than_tokens_and_outputs_as_rows_are_refused(rows, outputs)
         TeacherOutputs(teacher(), outputs, K)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_says_nan_is_refused_and_leaves_nothing(rows, tmp_path):
     broken = Trained(*teacher()[:2], jax.tree.map(lambda x: x * jnp.nan, teacher().variables))
     with pytest.raises(UserError, match="the teacher's logits are not finite for rows from 0 on of shard 0"):
@@ -240,6 +247,7 @@ def test_a_teacher_that_says_nan_is_refused_and_leaves_nothing(rows, tmp_path):
     assert not list(tmp_path.glob("*.array_record")) and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_larger_vocabulary_of_the_teacher_is_cut(rows):
     """Entries that no text has, as many models have to make a round number, take no probability."""
     wide = outputs_for(rows, vocab_size=V + 8)
@@ -249,6 +257,7 @@ def test_a_larger_vocabulary_of_the_teacher_is_cut(rows):
     np.testing.assert_allclose(mass, 1, atol=2.0**-9)  # float16: 2^-11 times an entropy below 4
 
 
+@pytest.mark.slow
 def test_the_command(call, rows, outputs, tmp_path):
     export(tmp_path / "model", teacher())
     words = ("data", "teacher", tmp_path / "model", "--data", rows, "--out", tmp_path / "out", "--top_k", K)

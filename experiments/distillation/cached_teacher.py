@@ -310,8 +310,12 @@ def _gradients(config: Config, teacher: Trained, folder: Path, outputs: Path, se
     expected = gradients(params, log_p)
     found = gradients(params, restored(jnp.asarray(batch[LOG_PROBABILITIES]), jnp.asarray(batch[LOG_REST])))
     distance = np.abs(np.asarray(found[0]) - np.asarray(expected[0])).sum(-1)
-    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(each[1])]) for each in (found, expected)]
-    return float((distance / rounding_bound(np.asarray(log_p, np.float64))).max()), relative_error(*flat)
+    by_parameters, by_live = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(each[1])]) for each in (found, expected)
+    )
+    return float((distance / rounding_bound(np.asarray(log_p, np.float64))).max()), relative_error(
+        by_parameters, by_live
+    )
 
 
 def _append(table: dict[str, list], *row: Any) -> None:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -185,6 +185,7 @@ def test_every_mixer_has_a_variant():
     assert set(MIXERS) == set(VARIANTS)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("mixer_class", "options"), FIRST)
 def test_a_batch_is_its_rows_each_by_itself(mixer_class, options):
     mixer, params, x = build(mixer_class, options)
@@ -193,6 +194,7 @@ def test_a_batch_is_its_rows_each_by_itself(mixer_class, options):
     assert np.abs(y).max() > 1e-2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(("mixer_class", "options"), FIRST)
 def test_jit_changes_nothing(mixer_class, options):

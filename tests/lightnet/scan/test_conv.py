@@ -185,6 +185,8 @@ def test_complex_taps_of_real_inputs():
     close(y.imag, by_hand(x, 2 * w, 0 * bias, state)[0])
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_under_jit_and_vmap():
     ids, mask = packing(13, 9)
     x, w, bias, state = operands(13, 9, 4)

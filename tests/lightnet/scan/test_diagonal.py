@@ -119,6 +119,8 @@ def test_values_and_all_gradients_equal_the_references(length, kind):
         assert error(found[name], want[:, :length] if name == "x" else want) < 1e-5, name
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("turned", ["a", "c"])
 def test_real_and_complex_weights_mix(turned):
     given = operands(40, "real")
@@ -254,6 +256,8 @@ def test_bfloat16_keeps_its_state_in_float32():
     assert {n: v.dtype for n, v in found.items()} == {n: v.dtype for n, v in low.items()}
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_jit_and_vmap_change_nothing():
     given, (ids, mask) = operands(33), packing(33)
     y, final = scan(given, segment_ids=ids, mask=mask)

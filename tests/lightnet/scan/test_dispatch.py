@@ -105,6 +105,8 @@ def test_interpreting_needs_the_kernel_for_tpus():
         run(hopper_only, "pallas_interpret")
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_explain_names_platforms_and_the_mesh():
     x = jax.ShapeDtypeStruct((4, 6, 2), jnp.float32)
     mask = jax.ShapeDtypeStruct((4, 6), jnp.bool_)

@@ -254,6 +254,8 @@ def test_double_precision(scalar: bool) -> None:
     assert all(x.dtype == jnp.float64 and error(x, y) < 1e-13 for x, y in zip(found, by_hand(case), strict=True))
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 @both_decays
 def test_jit_and_vmap_change_nothing(scalar: bool) -> None:
     arrays = draw(17, scalar=scalar).arrays()

@@ -245,6 +245,8 @@ def test_bfloat16_keeps_its_state_in_float32():
     assert {n: v.dtype for n, v in found.items()} == {n: v.dtype for n, v in low.items()}
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_jit_and_vmap_change_nothing():
     given, (ids, mask) = operands(33), packing(33)
     y, final = scan(given, segment_ids=ids, mask=mask)

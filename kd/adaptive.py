@@ -83,7 +83,7 @@ def taid_start(start: Number = 0.4) -> TAIDState:
         0.4
     """
     check_number("start", start, at_least=0, at_most=1)
-    return TAIDState(jnp.asarray(start, jnp.float32), jnp.zeros(()), jnp.full((), jnp.inf))
+    return TAIDState(*(jnp.asarray(x, jnp.float32) for x in (start, 0.0, jnp.inf)))
 
 
 def taid_update(

@@ -49,7 +49,7 @@ def of_step(f: Callable[[Array], Array]) -> Schedule:
     def update(state: Array, metrics: Mapping[str, Number]) -> Array:
         return jnp.asarray(metrics.get("step", state), jnp.float32)
 
-    return Schedule(jnp.zeros(()), update, f)
+    return Schedule(jnp.zeros((), jnp.float32), update, f)
 
 
 def taid_schedule(steps: int, *, start: Number = 0.4, **args: Number) -> Schedule:

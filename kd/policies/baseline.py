@@ -58,7 +58,7 @@ def baseline_update(state: BaselineState, values: ArrayInput, *, mask: ArrayInpu
     counted = jnp.ones(values.shape, bool) if counted is None else counted
     place = (state.seen + jnp.cumsum(counted) - 1) % size
     kept = state.values.at[jnp.where(counted, place, size)].set(jax.lax.stop_gradient(values), mode="drop")
-    return BaselineState(kept, state.seen + jnp.sum(counted))
+    return BaselineState(kept, state.seen + jnp.sum(counted, dtype=state.seen.dtype))
 
 
 def baseline_value(state: BaselineState) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd.checks import ArrayInput, as_counted, as_floats, check_mass, check_number
+from kd.checks import ArrayInput, as_counted, as_floats, check_mass, check_number, known
 from kd.divergences import reduce_tokens
 from kd.policies.grpo import grpo_advantage
 from kd.typing import Array, Number
@@ -123,9 +123,12 @@ def didi_loss(
     as_floats("groups G", **given)
     mask, counted = as_counted(mask, **given)
     arrays = dict(zip(given, counted, strict=True))
-    for name in arrays.keys() & {"weight", "density"}:
-        check_mass(name, arrays[name])
+    if "weight" in arrays:
+        check_mass("weight", arrays["weight"])
     step = grpo_advantage(arrays["reward"], mask=mask) * arrays.get("weight", 1.0)
     if "density" in arrays:
-        step = step / (arrays["density"] if mask is None else jnp.where(mask, arrays["density"], 1))
+        of_time = arrays["density"] if mask is None else jnp.where(mask, arrays["density"], 1)
+        if known(of_time):
+            check_number("the smallest of density", jnp.min(of_time), above=0)
+        step = step / of_time
     return reduce_tokens(jax.lax.stop_gradient(step) * arrays["log_prob"], mask)

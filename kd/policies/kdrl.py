@@ -10,7 +10,7 @@ KL(teacher || pi). No official code is known.
 import jax
 import jax.numpy as jnp
 
-from kd.checks import ArrayInput, as_counted, as_floats, as_mask, check_number
+from kd.checks import ArrayInput, as_counted, as_floats, as_mask, check_number, known
 from kd.divergences import reduce_tokens
 from kd.policies.estimators import kl_surrogate
 from kd.policies.grpo import clipped_policy_loss
@@ -84,6 +84,6 @@ def kdrl_beta(step: Number, *, start: Number = 5e-3, least: Number = 1e-3, decre
     """
     check_number("step", step, at_least=0)
     check_number("start", start, at_least=0)
-    check_number("least", least, at_least=0, at_most=float(start))
+    check_number("least", least, at_least=0, at_most=float(start) if known(start) else None)
     check_number("decrement", decrement, above=0)
     return jnp.maximum(start - decrement * jnp.asarray(step, jnp.float32), least)

@@ -93,7 +93,8 @@ def regularised_reward(log_pi: ArrayInput, log_reference: ArrayInput, reward: Ar
     log_pi, log_reference, reward = (
         at_least_float32(x) for x in as_floats("... N", log_pi=log_pi, log_reference=log_reference, reward=reward)
     )
-    return jnp.sum(times(jnp.exp(log_pi), reward), axis=-1) - beta * _kl(log_pi, log_reference)
+    penalty = times(jnp.asarray(beta, log_pi.dtype), _kl(log_pi, log_reference))
+    return jnp.sum(times(jnp.exp(log_pi), reward), axis=-1) - penalty
 
 
 def best_of_n(log_reference: ArrayInput, reward: ArrayInput, *, n: int) -> Array:

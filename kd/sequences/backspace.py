@@ -125,6 +125,8 @@ def insert_mistakes(
     check_count("backspace", backspace, at_least=vocab)
     check_number("rate", rate, at_least=0, at_most=1)
     tokens = as_labels(tokens, tokens.shape, vocab, name="tokens")
+    # bytes have no place for an action beyond them
+    tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))
     batch, size = tokens.shape
     length = size if length is None else length
     check_count("length", length)

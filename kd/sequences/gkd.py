@@ -96,7 +96,7 @@ def distillm_start(fraction: Number = 0.0) -> DistiLLMState:
         0.0
     """
     check_number("fraction", fraction, at_least=0, at_most=1)
-    return DistiLLMState(jnp.asarray(fraction, jnp.float32), jnp.full((), jnp.inf))
+    return DistiLLMState(*(jnp.asarray(x, jnp.float32) for x in (fraction, jnp.inf)))
 
 
 def distillm_update(

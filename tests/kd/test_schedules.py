@@ -44,6 +44,17 @@ def test_one_loop_follows_them_all():
     jax.tree.map(np.testing.assert_array_equal, untouched, states)
 
 
+def test_states_keep_their_types_in_float64():
+    with jax.enable_x64(True):
+        for schedule in (taid_schedule(9), distillm_schedule(), of_step(kdrl_beta)):
+            metrics = {"step": np.arange(1, 4), "loss": np.linspace(3, 1, 3), "validation_loss": np.ones(3)}
+            jax.lax.scan(lambda state, x, s=schedule: (s.update(state, x), s.value(state)), schedule.start, metrics)
+
+
+def test_a_start_that_is_not_known_when_it_is_compiled():
+    np.testing.assert_allclose(jax.jit(lambda start: kdrl_beta(10, start=start))(2e-3), 1.5e-3, rtol=1e-6)
+
+
 def test_refused():
     with pytest.raises(ValueError, match="^epoch: got -1.0, expected a number of at least 0"):
         dkd_warmup(-1)

@@ -179,6 +179,11 @@ def test_tilting_is_inference():
     np.testing.assert_allclose(beta * np.log(have["optimum"] / reference) + value[:, None], REWARD, rtol=1e-10)
 
 
+def test_without_regularisation_the_reward_alone_counts():
+    log_pi, log_reference = np.log([0.5, 0.5]), np.array([0.0, -np.inf])
+    assert in_float64(lambda x: kd.regularised_reward(x, log_reference, np.array([0.0, 1.0]), beta=0.0), log_pi) == 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_best_of_n_by_enumeration(n):

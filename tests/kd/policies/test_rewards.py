@@ -215,6 +215,17 @@ def test_baseline_of_recent_samples():
     assert len(seen) > 7
 
 
+def test_a_baseline_in_a_compiled_loop():
+    """Also in float64, where integers are longer: a state that comes out is what goes in."""
+    values = np.arange(12.0).reshape(4, 3)
+
+    def follow(values):
+        return jax.lax.scan(lambda state, x: (kd.baseline_update(state, x), None), kd.baseline_start(5), values)[0]
+
+    state = in_float64(follow, values)
+    assert state.seen == 12 and sorted(state.values) == [7, 8, 9, 10, 11]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -227,7 +238,8 @@ def test_baseline_of_recent_samples():
         (lambda: kd.guided_mask(Z[None]), "mask: got float"),
         (lambda: kd.guided_mask(Z[None] > 0, "prompt"), "guide: got 'prompt', expected one of none, response, group"),
         (lambda: kd.dph_anchor(Z, Z, generator="kl"), "generator: got 'kl', expected one of reverse_kl"),
-        (lambda: kd.didi_loss(Z[None], Z[None], density=-np.ones((1, 6))), "density: got -1"),
+        (lambda: kd.didi_loss(Z[None], Z[None], density=np.eye(1, 6)), "the smallest of density: got 0.0"),
+        (lambda: kd.didi_loss(Z[None], Z[None], weight=-np.ones((1, 6))), "weight: got -1"),
         (lambda: kd.kdrl_beta(0, least=1.0), "least: got 1.0, expected a number"),
     ],
 )

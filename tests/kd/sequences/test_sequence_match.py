@@ -148,6 +148,13 @@ def test_mistakes_are_taken_back():
     np.testing.assert_array_equal(short.actions, noised.actions[:, :9])
 
 
+@pytest.mark.slow
+def test_bytes_have_room_for_backspace():
+    tokens = np.array([[200, 255, 3]], np.uint8)
+    noised = kd.insert_mistakes(jax.random.key(0), tokens, 256, rate=1.0, vocab=256, length=7)
+    assert noised.actions[0, np.array([0, 2, 3, 5, 6])].tolist() == [200, 256, 255, 256, 3]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -34,6 +34,7 @@ ABOUT = About(
 )
 ESTIMATORS = ("k1", "k2", "k3")
 USES = (*ESTIMATORS, "k1 as a reward")
+SURROGATES = {"k1 as a reward": "reward"}  # as `kd` names them
 NEAR, WIDE = "near", "far"
 
 
@@ -149,18 +150,6 @@ def policies(config: Config, seed: int, spread: float) -> tuple[np.ndarray, np.n
     return z, target - np.log(np.exp(target).sum())
 
 
-def estimate(kind: str, d: Any) -> Any:
-    """k1, k2 or k3 of d = log pi - log pi_T.
-
-    Example:
-        >>> [estimate(kind, 2.0) for kind in ("k1", "k2")]
-        [2.0, 2.0]
-    """
-    import jax.numpy as jnp
-
-    return {"k1": lambda: d, "k2": lambda: d**2 / 2, "k3": lambda: jnp.expm1(-d) + d}[kind]()
-
-
 def loss_of_samples(use: str, log_target: Any) -> Callable[[Any, Any], jax.Array]:
     """What is differentiated of one sample.
 
@@ -173,10 +162,12 @@ def loss_of_samples(use: str, log_target: Any) -> Callable[[Any, Any], jax.Array
     """
     import jax
 
+    import kd
+
     def loss(z: Any, action: Any) -> jax.Array:
-        log_pi = jax.nn.log_softmax(z)[action]
-        d = log_pi - log_target[action]
-        return estimate(use, d) if use in ESTIMATORS else jax.lax.stop_gradient(d) * log_pi
+        laws = jax.nn.log_softmax(z)[action], log_target[action]
+        # kd refuses k1 as a loss
+        return laws[0] - laws[1] if use == "k1" else kd.kl_surrogate(*laws, kind=SURROGATES.get(use, use))
 
     return loss
 
@@ -210,10 +201,10 @@ def _program() -> Any:
 
     def program(z: Any, log_target: Any) -> Any:
         pi = jax.nn.softmax(z)
-        d = jax.nn.log_softmax(z) - log_target
+        log_pi = jax.nn.log_softmax(z)
         values = {}
         for kind in ESTIMATORS:
-            k = estimate(kind, d)
+            k = kd.kl_value(log_pi, log_target, kind=kind)
             values[kind] = pi @ k, pi @ (k - pi @ k) ** 2
         each = {use: jax.vmap(jax.grad(loss_of_samples(use, log_target)), (None, 0)) for use in USES}
         at_actions = {use: f(z, jnp.arange(len(z))) for use, f in each.items()}

@@ -7,7 +7,7 @@ import pytest
 
 import kd
 from tests.kd.cases import in_float64, softmax
-from tests.kd.sequences.tree import PREFIXES, V, divergence, expected
+from tests.kd.sequences.tree import PREFIXES, V, chances, divergence, expected
 
 RANDOM = np.random.default_rng(31)
 STUDENT, TEACHER = RANDOM.normal(size=(2, PREFIXES, V))
@@ -111,6 +111,12 @@ def test_sequences_of_the_teacher():
     want, have, weighted = in_float64(gradients, STUDENT, TEACHER)
     np.testing.assert_allclose(have, want, rtol=0, atol=1e-12)
     np.testing.assert_allclose(weighted, want, rtol=0, atol=1e-12)
+
+    def values(table, other):
+        entropy = -jnp.sum(jnp.exp(chances(other, counted=False)) * chances(other))
+        return expected(teacher, cross_entropy(False))(table, other), divergence(other, table) + entropy
+
+    np.testing.assert_allclose(*in_float64(values, STUDENT, TEACHER), rtol=1e-12)
 
 
 @pytest.mark.slow

@@ -175,7 +175,6 @@ def sampled_path(config: Config, which: Any, baseline: Any, base: Any, log_p: An
     import kd
 
     optimizer = optax.adam(optax.cosine_decay_schedule(config.rate, config.steps))
-    kept = REMEMBERED // config.batch
 
     def derivative(log_ratio: Any) -> Any:
         return jnp.tensordot(which, jnp.stack([kd.GENERATORS[name].derivative(log_ratio) for name in GENERATORS]), 1)
@@ -187,19 +186,17 @@ def sampled_path(config: Config, which: Any, baseline: Any, base: Any, log_p: An
         log_pi = jax.nn.log_softmax(z)[states]
         return kd.f_dpg_loss(log_pi, log_p[states], generator=generator, baseline=subtracted)
 
-    def step(carry: Any, given: Any) -> Any:
-        (z, state, means), (key, number) = carry, given
+    def step(carry: Any, key: Any) -> Any:
+        z, state, recent = carry
         states = jax.random.categorical(key, z, shape=(config.batch,))
-        filled = jnp.minimum(number, kept)
-        subtracted = baseline * means.sum() / jnp.maximum(filled, 1)
-        gradient = jax.grad(loss)(z, states, subtracted)
-        ratio = jnp.clip(jax.nn.log_softmax(z)[states] - log_p[states], -20.0, 20.0)
-        means = means.at[number % kept].set(derivative(ratio).mean())
+        gradient = jax.grad(loss)(z, states, baseline * kd.baseline_value(recent))
+        cost = kd.f_dpg_cost(jax.nn.log_softmax(z)[states], log_p[states], generator=generator)
+        recent = kd.baseline_update(recent, cost)
         changes, state = optimizer.update(gradient, state, z)
-        return (optax.apply_updates(z, changes), state, means), (distances(z, log_p), jnp.linalg.norm(gradient))
+        return (optax.apply_updates(z, changes), state, recent), (distances(z, log_p), jnp.linalg.norm(gradient))
 
-    steps = jax.random.split(key, config.steps), jnp.arange(config.steps)
-    (z, *_), (path, norms) = jax.lax.scan(step, (base, optimizer.init(base), jnp.zeros(kept)), steps)
+    start = base, optimizer.init(base), kd.baseline_start(REMEMBERED)
+    (z, *_), (path, norms) = jax.lax.scan(step, start, jax.random.split(key, config.steps))
     return jnp.concatenate([path, distances(z, log_p)[None]]), norms
 
 

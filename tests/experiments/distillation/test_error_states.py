@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.distillation import error_states
-from experiments.distillation.error_states import Student, along, data, data_law, logits_of, own_law, own_walks, source
+from experiments.distillation.error_states import data_law, own_law
+from experiments.distillation.prefix_walks import Student, along, data, logits_of, own_walks, source
 from tests.experiments.result_run import check_run
 
 CONFIG = replace(error_states.PRESETS["smoke"], symbols=4, successors=2, length=3, mistakes=2, batch=4000)

@@ -55,6 +55,10 @@ def peak_memory() -> int:
 
 def _begin(count: int) -> None:
     """Set the devices, leave Ctrl-C to the parent, and never outlive it."""
+    set_before = os.environ.get("XLA_FLAGS", "").split()
+    kept = [flag for flag in set_before if not flag.startswith("--xla_force_host_platform_device_count")]
+    # Devices that share few cores wait for each other longer than XLA expects.
+    os.environ["XLA_FLAGS"] = " ".join(["--xla_cpu_collective_call_terminate_timeout_seconds=600", *kept])
     import jax
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,17 +1,15 @@
-"""What the compiler of this machine plans for training steps on virtual devices, beside `memory`; prints JSON.
+"""What the compiler of this machine plans for training steps on virtual devices, beside `memory`.
 
-In a process of its own, see `virtual_devices`. Nothing is executed, and so nothing of that memory is taken.
+In a process of its own, see `experiments.virtual_devices`. Nothing is executed, and so nothing of that memory is taken.
 """
 
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from experiments.sequence_parallelism.memory import Shape, bert, loss
-from experiments.sequence_parallelism.virtual_devices import on_virtual_devices
+from experiments.virtual_devices import on_virtual_devices
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,11 @@ class Point:
 def planned(points: Sequence[Point]) -> list[float]:
     """Bytes that a device needs at each point, by the compiler."""
     devices = max(point.tensor * point.sequence for point in points)
-    return on_virtual_devices("experiments.sequence_parallelism.compiled", [asdict(point) for point in points], devices)
+    return on_virtual_devices(devices, _all_needed, tuple(points))
+
+
+def _all_needed(points: Sequence[Point]) -> list[float]:
+    return [_needed(point) for point in points]
 
 
 def _needed(point: Point) -> float:
@@ -81,8 +83,3 @@ def _needed(point: Point) -> float:
     found = compiled.memory_analysis()
     sizes = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return float(sizes + found.temp_size_in_bytes)
-
-
-if __name__ == "__main__":
-    given = [Point(**{**point, "shape": Shape(**point["shape"])}) for point in json.load(sys.stdin)]
-    print(json.dumps([_needed(point) for point in given]))

@@ -5,9 +5,7 @@ devices of its own is taken to be its CPU time over its devices, which all do th
 that they would run side by side, the slowest deciding, is composed from their times.
 """
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +15,6 @@ from typing import Any
 import numpy as np
 
 from experiments.sequence_parallelism.assignment import Cost, Group, MicroBatch, fitted, predicted, step_plan
-
-DEGREES = (1, 2, 4, 8)
 
 
 @dataclass
@@ -89,9 +85,19 @@ def measured(plan: Sequence[MicroBatch], timed: Timed, repeats: int) -> float:
     return sum(max(timed.seconds(group.lengths, group.degree, repeats) for group in part) for part in plan)
 
 
+def degrees(devices: int) -> list[int]:
+    """Sizes of groups: the powers of two.
+
+    Example:
+        >>> degrees(8)
+        [1, 2, 4, 8]
+    """
+    return [2**power for power in range(devices.bit_length())]
+
+
 def static_plans(lengths: Sequence[int], cost: Cost, capacity: int, devices: int) -> dict[int, list[MicroBatch]]:
     """By their degree, the plans of groups of one size with which all sequences fit."""
-    plans = {degree: step_plan(lengths, cost, capacity, devices, (degree,)) for degree in DEGREES if degree <= devices}
+    plans = {degree: step_plan(lengths, cost, capacity, devices, (degree,)) for degree in degrees(devices)}
     return {degree: plan for degree, plan in plans.items() if plan is not None}
 
 
@@ -106,7 +112,7 @@ def compared(given: dict[str, Any]) -> dict[str, Any]:
     """
     devices, capacity, repeats = given["devices"], given["capacity"], given["repeats"]
     timed = Timed(given["width"], given["num_heads"])
-    grid = [(s, d) for s in given["limits"] for d in DEGREES if d <= devices and s <= capacity * d]
+    grid = [(s, d) for s in given["limits"] for d in degrees(devices) if s <= capacity * d]
     seconds = [timed.seconds([length], degree, given["calibrations"]) for length, degree in grid]
     cost = fitted([length for length, _ in grid], [degree for _, degree in grid], seconds)
     told = [cost.seconds(*point) for point in grid]
@@ -129,7 +135,7 @@ def _step(
     """One batch: the best static plan, and the length-aware one."""
     static = static_plans(lengths, cost, capacity, devices)
     degree = min(static, key=lambda degree: predicted(static[degree], cost))
-    aware = step_plan(lengths, cost, capacity, devices, [d for d in DEGREES if d <= devices])
+    aware = step_plan(lengths, cost, capacity, devices, degrees(devices))
     assert aware is not None, "what fits with groups of one size fits"
     found: dict[str, Any] = {"static degree": degree, "fit": sorted(static)}
     for name, plan in (("static", static[degree]), ("aware", aware)):
@@ -141,7 +147,3 @@ def _step(
 
 def _told(group: Group) -> list[Any]:
     return [group.degree, list(group.lengths)]
-
-
-if __name__ == "__main__":
-    print(json.dumps(compared(json.load(sys.stdin))))

@@ -48,7 +48,7 @@ class Config(results.Config):
     buckets: int = 8
     """Lengths that sequences are padded to."""
     devices: int = 8
-    """Virtual ones."""
+    """Virtual ones, a power of two."""
     capacity: int = 512
     """Tokens that a device can hold; all of them together can hold the longest sequence."""
     width: int = 128
@@ -67,6 +67,8 @@ class Config(results.Config):
             require(name, getattr(self, name), 1)
         require("repeats", self.repeats, 1)
         require("spread", self.spread, 0)
+        if self.devices & (self.devices - 1):  # groups are, and one of them has to be all devices
+            raise ValueError(f"devices: got {self.devices}, expected a power of two")
 
 
 PRESETS = {
@@ -119,13 +121,14 @@ def batch(config: Config, seed: int) -> list[int]:
 def run(config: Config, run_dir: Path) -> Result:
     """Draw batches, and have them planned, executed and timed in a process with virtual devices."""
     from experiments.sequence_parallelism.assignment import bucket_limits
-    from experiments.sequence_parallelism.virtual_devices import on_virtual_devices
+    from experiments.sequence_parallelism.groups import compared
+    from experiments.virtual_devices import on_virtual_devices
 
     drawn = {seed: batch(config, seed) for seed in config.seeds}
     limits = bucket_limits([length for lengths in drawn.values() for length in lengths], config.buckets)
     padded = [[limits[int(np.searchsorted(limits, length))] for length in lengths] for lengths in drawn.values()]
     given = {**asdict(config), "limits": limits, "batches": padded}
-    found = on_virtual_devices("experiments.sequence_parallelism.groups", given, config.devices)
+    found = on_virtual_devices(config.devices, compared, given)
     table: dict[str, list[Any]] = {"seed": list(config.seeds), "longest": [max(lengths) for lengths in drawn.values()]}
     table["tokens"] = [sum(lengths) for lengths in drawn.values()]
     table["padded"] = [sum(lengths) for lengths in padded]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import results
+from experiments.errors import UserError
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.sequence_parallelism.compiled import Point, planned
 from experiments.sequence_parallelism.memory import METHODS, Shape, largest, step_of
@@ -42,7 +43,7 @@ class Config(results.Config):
     shape: Shape = field(default_factory=Shape)
     """Of the model."""
     devices: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 32, 64)
-    """Numbers of devices."""
+    """Numbers of devices, 1 among them."""
     gibibytes: float = 16.0
     """Memory of a device."""
     length: int = 512
@@ -59,8 +60,8 @@ class Config(results.Config):
         super().__post_init__()
         for name in ("gibibytes", "length", "batch", "sparse_batch"):
             require(name, getattr(self, name), 1)
-        if not self.devices or min(self.devices) < 1:
-            raise ValueError(f"devices: got {self.devices}, expected numbers from 1")
+        if not self.devices or min(self.devices) != 1:  # with which the others are compared
+            raise ValueError(f"devices: got {self.devices}, expected 1 and larger numbers")
 
 
 PRESETS = {
@@ -164,6 +165,8 @@ def run(config: Config, run_dir: Path) -> Result:
             row = (method, devices, next(iter(used.values())), *sizes(config, method, used))
             for column, entry in zip(table.values(), row, strict=True):
                 column.append(entry)
+    if 0 in (*table["batch"], *table["length"], *table["sparse batch"]):
+        raise UserError(f"gibibytes: got {config.gibibytes}, in which not every method has room for a token")
     tables = {"largest": table}
     measured = _measured(config, table)
     if config.compiled_layers:
@@ -197,7 +200,7 @@ def compared(config: Config) -> dict[str, list]:
     shape = dataclasses.replace(config.shape, num_layers=config.compiled_layers)
     points = [
         Point("tensor", shape, 16, 512),
-        Point("tensor", shape, 16, 512, tensor=4),
+        Point("tensor", shape, 16, 512, **split("tensor", 4, shape.num_heads)),
         Point("tensor", shape, 16, 512, tensor=shape.num_heads),
         Point("ring", shape, 16, 512, sequence=8),
         Point("ring", shape, 2, 8192, sequence=8),
@@ -223,13 +226,13 @@ def _measured(config: Config, table: dict[str, list]) -> dict[str, Any]:
         rows = zip(table["method"], table["devices"], table[column], strict=True)
         return next(float(value) for name, count, value in rows if (name, count) == (method, devices))
 
-    kept, one = "ring, scores kept", min(config.devices)
-    copies = max(config.devices) * of("tensor", "batch", one)
+    kept = "ring, scores kept"
+    copies = max(config.devices) * of("tensor", "batch", 1)
     found = {
         "ring-batch": of(kept, "batch") / of("tensor", "batch"),
         "ring-length": of(kept, "length") / of("tensor", "length"),
         "sparse-length": of("linformer", "sparse batch"),
-        "sparse-length-ratio": of("linformer", "sparse batch") / of("linformer", "sparse batch", one),
+        "sparse-length-ratio": of("linformer", "sparse batch") / of("linformer", "sparse batch", 1),
         "ring-batch-of-data-parallelism": of(kept, "batch") / copies,
         "ring-without-scores": of("ring", "length") / of(kept, "length"),
         "lightnet-length": of("lightnet", "length") / of("ring", "length"),

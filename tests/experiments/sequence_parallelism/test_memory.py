@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from experiments.errors import UserError
 from experiments.sequence_parallelism import maximum_sizes
 from experiments.sequence_parallelism.compiled import Point, planned
 from experiments.sequence_parallelism.memory import BYTES, Shape, largest, step_of
@@ -70,6 +71,18 @@ def test_what_the_compiler_plans():
         assert counted == pytest.approx(bytes, rel=0.3), point
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_what_is_compared_with_one_device_has_one_and_a_token_fits(tmp_path):
+    smoke = maximum_sizes.PRESETS["smoke"]
+    with pytest.raises(ValueError, match=r"devices: got \(8, 64\), expected 1 and larger"):
+        replace(smoke, devices=(8, 64))
+    wide = replace(smoke, shape=replace(smoke.shape, vocab_size=12 * 10**6))
+    with pytest.raises(UserError, match="gibibytes: got 1, in which not every method has room"):
+        maximum_sizes.run(replace(wide, gibibytes=1), tmp_path)
+
+
+@pytest.mark.slow
 def test_smoke_run(tmp_path):
     result = check_run(maximum_sizes, maximum_sizes.PRESETS["smoke"], tmp_path, absent={"counted-memory"})
     table = result.tables["largest"]

@@ -249,8 +249,8 @@ def trained(config: Config, name: str, seed: int, folder: Path) -> dict[str, Any
         folder: of the training.
 
     Returns:
-        "losses", "seconds" with compiling, "error" against one device or None where there is no other, and as
-        "peak_bytes" None: the process may have done other things.
+        "losses", "seconds" with compiling, "error" against one device or None where there is no other or there are
+        several processes, and as "peak_bytes" None: the process may have done other things.
     """
     import jax
 
@@ -260,7 +260,8 @@ def trained(config: Config, name: str, seed: int, folder: Path) -> dict[str, Any
     describe(folder, language_model(config, name))
     rows = rows_of(config, seed, config.text.length)
     outcome = train(config.train, task_of(config, name), rows, folder, seed=seed, label=folder.name)
-    error = distance_from_one_device(config, name, seed) if jax.device_count() > 1 else None
+    # Of several processes none sees the gradients of all.
+    error = distance_of(config, name, seed) if jax.process_count() == 1 < jax.device_count() else None
     losses = np.asarray(outcome.train["loss"], float).tolist()
     return {"losses": losses, "seconds": outcome.seconds, "error": error, "peak_bytes": None}
 
@@ -283,50 +284,22 @@ def trained_alone(config: Config, name: str, seed: int) -> dict[str, Any]:
     return {**found, "peak_bytes": peak_memory()}
 
 
-def distance_from_one_device(config: Config, name: str, seed: int) -> float:
-    """How far loss and gradients on the mesh are from those on one device.
+def distance_of(config: Config, name: str, seed: int) -> float:
+    """How far loss and gradients of a shorter row on the mesh are from those on one device.
 
     Args:
         config: of the model, the mesh and the length of the row.
         name: of the model.
-        seed: of the initial values.
+        seed: of the initial values and the text.
 
     Returns:
-        The largest distance of the loss or of a parameter's gradient, relative to its norm on one device; gradients
-        below a thousandth of the whole count as that large.
+        See `experiments.lightnet.equal_on_devices.distance`.
     """
-    import flax.linen as nn
-    import jax
+    from experiments.lightnet.equal_on_devices import distance_from_one_device
 
-    from experiments.training.mesh import batch_sharding, make_mesh, state_shardings
-
-    task, key = task_of(config, name), jax.random.key(seed)
     rows = rows_of(config, seed, config.compared)
     batch = {column: values[: config.train.batch_size] for column, values in rows.items()}
-
-    def found(variables: Any, batch: Any) -> Any:
-        differentiate = jax.value_and_grad(lambda variables, batch: task.loss(variables, batch, key)[0])
-        return jax.device_get(jax.jit(differentiate)(variables, batch))
-
-    variables = nn.meta.unbox(jax.jit(task.init)(key))
-    whole = found(variables, batch)
-    mesh = make_mesh(config.train.mesh)
-    with jax.set_mesh(mesh):
-        shardings = state_shardings(jax.eval_shape(task.init, key), mesh)
-        split = found(jax.device_put(variables, shardings), jax.device_put(batch, batch_sharding(mesh)))
-    return _distance(split, whole)
-
-
-def _distance(found: tuple[Any, Any], expected: tuple[Any, Any]) -> float:
-    """Of pairs of a loss and gradients."""
-    import jax
-
-    leaves, others = (jax.tree.leaves(gradients) for _, gradients in (found, expected))
-    least = 1e-3 * float(np.sqrt(sum((leaf.astype(float) ** 2).sum() for leaf in others)))
-    distances = [abs(found[0] - expected[0]) / abs(expected[0])]
-    for leaf, other in zip(leaves, others, strict=True):
-        distances.append(np.linalg.norm(leaf - other) / max(float(np.linalg.norm(other)), least))
-    return float(np.max(distances))
+    return distance_from_one_device(task_of(config, name), batch, config.train.mesh, seed)
 
 
 def planned(config: Config, name: str, topology: str, folder: Path | None = None) -> Plan:

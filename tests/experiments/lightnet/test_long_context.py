@@ -14,7 +14,8 @@ from experiments import virtual_devices
 from experiments.errors import UserError
 from experiments.language import ModelConfig, TextConfig
 from experiments.lightnet import long_context
-from experiments.lightnet.long_context import _distance, _measured, ratios, rows_of, task_of
+from experiments.lightnet.equal_on_devices import distance
+from experiments.lightnet.long_context import _measured, ratios, rows_of, task_of
 from experiments.planning import hardware
 from experiments.training.mesh import batch_sharding, make_mesh
 
@@ -56,24 +57,24 @@ def whole_rows_held(name):
         differentiate = jax.value_and_grad(lambda variables: task.loss(variables, batch, None)[0])
         text = jax.jit(differentiate).lower(variables).compile().as_text()
     found = re.findall(rf"\b(?!u8)[a-z]+\d+\[(?:\d+,)*{SMALL.compared}(?:,\d+)*\]", text)
-    return long_context.distance_from_one_device(SMALL, name, 0), sorted(set(found))
+    return long_context.distance_of(SMALL, name, 0), sorted(set(found))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_no_device_of_eight_holds_a_whole_row_and_all_give_what_one_gives(name):
-    distance, held = virtual_devices.on_virtual_devices(8, whole_rows_held, name)
-    assert 0 < distance < 1e-5
+    far, held = virtual_devices.on_virtual_devices(8, whole_rows_held, name)
+    assert 0 < far < 1e-5
     assert held == []
 
 
 def test_a_gradient_that_differs_is_seen_and_one_that_is_nearly_nothing_is_not_blown_up():
     ones, none = {"a": np.ones(4), "b": np.full(2, 1e-12)}, {"a": np.ones(4), "b": np.zeros(2)}
-    assert _distance((1.0, ones), (1.0, ones)) == 0
-    assert _distance((1.0, ones), (1.0, none)) < 1e-8
-    assert _distance((1.0, {**ones, "a": np.array([1, 1, 1, 1.1])}), (1.0, ones)) == pytest.approx(0.05)
-    assert _distance((1.5, ones), (1.0, ones)) == pytest.approx(0.5)
-    assert np.isnan(_distance((np.nan, ones), (1.0, ones)))
+    assert distance((1.0, ones), (1.0, ones)) == 0
+    assert distance((1.0, ones), (1.0, none)) < 1e-8
+    assert distance((1.0, {**ones, "a": np.array([1, 1, 1, 1.1])}), (1.0, ones)) == pytest.approx(0.05)
+    assert distance((1.5, ones), (1.0, ones)) == pytest.approx(0.5)
+    assert np.isnan(distance((np.nan, ones), (1.0, ones)))
 
 
 def test_ratios_are_of_neighbours_of_one_model_and_scaled_to_twice_the_chips():

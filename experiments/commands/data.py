@@ -155,8 +155,10 @@ def _prepare(arguments: Sequence[str]) -> int:
     manifest = write(flags.out, job, flags.processes, lambda line: print(line, flush=True))
     if manifest is None:
         print(f"this part is written: {flags.out}; the manifest comes with the last part")
-    else:
-        print(f"prepared: {flags.out}: {manifest.records} rows, {manifest.counts['tokens']} tokens")
+        return 0
+    if not manifest.records:
+        raise UserError(f"{source}: no text in it; {flags.out} has no rows")
+    print(f"prepared: {flags.out}: {manifest.records} rows, {manifest.counts['tokens']} tokens")
     return 0
 
 

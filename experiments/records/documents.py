@@ -249,7 +249,12 @@ class TextFiles(_OpenedAgain):
             raise UserError(f"{path}: a line is no JSON ({error})") from None
         if not isinstance(value, dict) or not isinstance(value.get(self.field), str):
             raise UserError(f"{path}: a line has no text in the field {self.field!r}")
-        return value[self.field]
+        text = value[self.field]
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path}: a line has text that UTF-8 has no bytes for ({error.reason})") from None
+        return text
 
 
 def _lines(file: BinaryIO, first: int, end: int) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from unittest import mock
 import grain
 import jax
 
+from experiments.errors import UserError
 from experiments.files import is_object_store
 from experiments.records.order import in_training_order
 from experiments.records.source import CACHE, Records
@@ -58,8 +60,14 @@ def reading_speed(folder: str | Path, seconds: float = 2.0, batch_size: int = 64
         In order, cold: after the operating system was asked to forget the files, and from a bucket with an empty cache.
         In order, warm: the same again. In training order, on the device: shuffled, batched and handed over, as the
         training loop gets it.
+
+    Raises:
+        UserError: there is no row in it.
     """
-    length = Records(folder, check=False).manifest.about["length"]
+    rows = Records(folder, check=False)
+    if not len(rows) or "length" not in rows.manifest.about:
+        raise UserError(f"{folder} has no rows of tokens")
+    length = rows.manifest.about["length"]
     with _cold(folder):
         cold = _in_order(Records(folder, check=False), seconds)
         warm = _in_order(Records(folder, check=False), seconds)
@@ -123,7 +131,8 @@ def _cold(folder: str | Path) -> Iterator[None]:
         descriptor = os.open(source.folder / shard.file, os.O_RDONLY)
         try:
             os.fsync(descriptor)  # only pages that are on the disk are forgotten
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            if sys.platform == "linux":  # others have no such request, and what is called cold there may not be
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
     yield

@@ -73,6 +73,15 @@ def test_everything_works_in_a_bucket_and_bench_leaves_nothing_in_the_cache(call
         assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_files_without_text_make_no_rows_and_it_is_said(call, tmp_path):
+    (tmp_path / "a.txt").write_text(" \n\n")
+    words = ("--documents", "line", "--shards", 1, "--out", tmp_path / "rows")
+    status, _, err = call("data", "prepare", tmp_path / "a.txt", *words)
+    assert status == 2 and err.startswith(f"error: {tmp_path / 'a.txt'}: no text in it; ")
+    status, _, err = call("data", "bench", tmp_path / "rows", "--out", tmp_path / "bench")
+    assert (status, err) == (2, f"error: {tmp_path / 'rows'} has no rows of tokens\n")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

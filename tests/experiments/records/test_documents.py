@@ -107,7 +107,12 @@ def test_what_is_not_there_is_one_line(source, message, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xff\xfe", "is not UTF-8"), (b"{", "a line is no JSON"), (b'{"body": "x"}', "no text in the field 'text'")],
+    [
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"{", "a line is no JSON"),
+        (b'{"body": "x"}', "no text in the field 'text'"),
+        (b'{"text": "a\\ud800"}', "a line has text that UTF-8 has no bytes for"),
+    ],
 )
 def test_what_is_no_text_names_the_file(tmp_path, content, message):
     (tmp_path / "a.jsonl").write_bytes(content)

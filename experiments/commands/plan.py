@@ -40,7 +40,7 @@ class Flags:
     training: Annotated[str | None, tyro.conf.arg(metavar="LABEL")] = None
     """of a result with several trainings, the first whose label has this part (default: the first of the largest)"""
     search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """plan every size of data, fsdp and tensor that divides the batch, and rank them; minutes each"""
+    """plan every size of data, fsdp and tensor that divides the batch, of sequence too if that is -1; minutes each"""
     remat: tuple[str, ...] = ()
     """with --search, policies of train.remat to try beside each other (default: the one that is set)"""
     tensor: tuple[int, ...] = ()
@@ -115,7 +115,8 @@ def _search(result: ResultFile, flags: Any) -> None:
     for policy in flags.remat or [None]:
         training, count = _training(result, _with_remat(flags.config, policy), flags.training)
         for mesh in meshes(len(chips.devices), training.config, flags.tensor):
-            name = " ".join([f"data {mesh.data} fsdp {mesh.fsdp} tensor {mesh.tensor}", *([policy] if policy else [])])
+            sizes = {axis: size for axis, size in vars(mesh).items() if axis != "sequence" or size > 1}
+            name = " ".join([f"{axis} {size}" for axis, size in sizes.items()] + ([policy] if policy else []))
             try:
                 tried = on_mesh(training, mesh)
                 plans[name] = plan(result.id, flags.preset, tried, count, chips, flags.folder)

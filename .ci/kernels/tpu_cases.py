@@ -64,6 +64,13 @@ def causal(dtype: Any, *, backward: bool = False) -> Case:
     return Case(call, [x, x, x], backward, often + rarely, 128 * (4 if half else 2) * heads, "token and head")
 
 
+def small_heads(dtype: Any) -> Case:
+    """Two of 32 channels, which share rows of 128 numbers, backward."""
+    x = jax.ShapeDtypeStruct((BATCH, LENGTH, 2, 32), dtype)
+    call = lambda *x: scan.additive_recurrence(*x, implementation="pallas")[0]  # noqa: E731
+    return Case(call, [x, x, x], True, (2, 0), 128 * 2 * 2, "token and head")
+
+
 def order_free(dtype: Any, *, backward: bool = False) -> Case:
     """Blocks of 1,024 tokens of 4 heads, or 512, once for the keys and once for the queries; half of them backward."""
     x = jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS * SIZE), dtype)
@@ -153,4 +160,5 @@ CASES = {
     "additive_global bfloat16": order_free(jnp.bfloat16),
     "additive_global bfloat16 backward": order_free(jnp.bfloat16, backward=True),
     **{name: case._replace(targets=("v5e",)) for name, case in ON_V5E.items()},
+    "additive_recurrence float32 of small heads backward": small_heads(jnp.float32)._replace(targets=("v5p",)),
 }

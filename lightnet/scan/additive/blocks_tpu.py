@@ -323,8 +323,8 @@ def load(state: Any, *at: Any) -> State:
     return State(*(x[at] for x in state))
 
 
-def store(state: Any, value: State, *at: Any) -> None:
-    """The other way round."""
+def store(state: Any, value: tuple[Array, ...], *at: Any) -> None:
+    """The other way round, of all parts or some."""
     for ref, x in zip(state, value, strict=True):
         ref[at] = x
 

@@ -5,8 +5,9 @@ the states of its chunks again, one product of matrices each, and differentiates
 the first. 7 arrays move, in bfloat16 1,792 bytes per token and head of 128 channels, 3.3 cycles on v5e, and 12 products
 of matrices are made per chunk.
 
-All maxima are held fixed. What reaches a logit through the maximum of the final state is carried along with the
-gradient of that state, and added before rounding, since the two may cancel.
+All maxima are held fixed. What reaches a logit of the last run through the maximum of the final state is added before
+rounding, since it may cancel what reaches it through that state. It is the same at all tokens, and no part of what the
+loop over chunks carries: libtpu 0.0.42 cannot allocate registers for that where several heads share rows of 128.
 """
 
 from functools import partial
@@ -45,6 +46,7 @@ from lightnet.scan.recurrence import Tokens
 from lightnet.typing import Array
 
 UNROLL = 2  # chunks whose waits fill each other
+Bar = tuple[Array, Array]  # gradients of the total and the inner part of a state
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
@@ -75,10 +77,11 @@ def gradient(
     share, from_start = share_of_maximum(operands[1], initial_state, tokens, final, final_bar)
     blocks = Blocks(plan, backwards=True)
     runs, of_tokens = blocks.runs(tokens, batch, length), blocks.operands(operands)
-    carried = rows_of(AdditiveState(share, final_bar.total, final_bar.state))
+    runs += [_tail(blocks, x) for x, _ in runs[1:]]
+    _, *carried = rows_of(final_bar)
     of_state = [blocks.state(*x.shape[2:]) for x in carried]
     outputs = [(x, blocks.lanes(width)) for x, width in slopes_of(operands, plan)]
-    parts, chunks = [x.shape[2:] for x in carried], plan.tokens // plan.chunk
+    parts, chunks = [x.shape[3:] for x in before], plan.tokens // plan.chunk
     found = run(
         partial(_kernel, plan=plan, flagged=len(runs), count=len(of_tokens)),
         plan,
@@ -86,18 +89,30 @@ def gradient(
             *runs,
             *of_tokens,
             (flat(do), blocks.tokens(plan.value)),
-            (final.maximum[:, :, None], blocks.state(1, plan.key)),
+            *((x[:, :, None], blocks.state(1, plan.key)) for x in (final.maximum, share)),
             *((x, blocks.states(*x.shape[3:])) for x in before),
             *zip(carried, of_state, strict=True),
         ],
         [*outputs, *((jax.ShapeDtypeStruct(x.shape, jnp.float32), y) for x, y in zip(carried, of_state, strict=True))],
-        [(*n, *part) for n in ((chunks, plan.heads), (plan.chunk // ROWS,), (2, plan.heads)) for part in parts],
+        [
+            *((*n, *part) for n in ((chunks, plan.heads), (plan.chunk // ROWS,)) for part in parts),
+            *((2, plan.heads, *part) for part in parts[1:]),
+        ],
         interpret=interpret,
     )
-    share, total_bar, state_bar = state_of(found[-3:])
-    maximum_bar = jnp.where(from_start, share, 0) + unit(initial_state, total_bar, state_bar)
-    initial_bar = AdditiveState(maximum_bar, total_bar, state_bar)
-    return gradients(found[:-3], operands), as_it_was(tokens, final, final_bar, initial_bar)
+    initial_bar = state_of([jnp.where(from_start, share, 0)[:, :, None], *found[-2:]])
+    through_unit = unit(initial_state, initial_bar.total, initial_bar.state)
+    initial_bar = initial_bar._replace(maximum=initial_bar.maximum + through_unit)
+    return gradients(found[:-2], operands), as_it_was(tokens, final, final_bar, initial_bar)
+
+
+def _tail(blocks: Blocks, rows: Array) -> tuple[Array, pl.BlockSpec]:
+    """Whether no run begins behind a chunk, (B, blocks, chunks, 1, 1), of what `Blocks.runs` has as rows."""
+    begins = (rows[..., -1:] > 0).astype(jnp.int32)  # runs are counted from the beginning of their chunk
+    every = begins.reshape(begins.shape[0], -1)
+    behind = jnp.cumsum(every[:, ::-1], axis=1)[:, ::-1] - every
+    tail = (behind == 0).astype(jnp.int32).reshape(begins.shape)
+    return tail, pl.BlockSpec((None, None, *tail.shape[2:]), lambda b, h, t: (b, blocks.at(t), 0, 0, 0))
 
 
 def _gradient_forward(*given: Any) -> Any:
@@ -119,14 +134,15 @@ class _Refs(NamedTuple):
     """Of the kernel: inputs, outputs and scratch memory.
 
     Attributes:
-        runs: see `Blocks.runs`.
+        runs: see `Blocks.runs` and `_tail`.
         operands: q, key logits, v, and factor if there is one.
         do: gradient of the outputs.
         maximum: of the final state.
+        share: what reaches a logit that attains it.
         before: state before the block.
-        final: gradient of the final state, with the share of a logit that attains the maximum in its place.
+        final: gradient of the total and inner part of the final state.
         slopes: gradients of the operands.
-        initial: gradient of the initial state, as the final one.
+        initial: the same of the initial state.
         states: before the chunks of the block.
         within: before every few tokens of one chunk.
         slots: gradients of the states behind the block, and behind its chunks.
@@ -137,6 +153,7 @@ class _Refs(NamedTuple):
     operands: Any
     do: Any
     maximum: Any
+    share: Any
     before: Any
     final: Any
     slopes: Any
@@ -148,10 +165,10 @@ class _Refs(NamedTuple):
 
 
 def _kernel(*refs: Any, plan: Plan, flagged: int, count: int) -> None:
-    lengths = (flagged, count, 1, 1, 3, 3, count, 3, 3, 3, 3)
+    lengths = (flagged, count, 1, 1, 1, 3, 2, count, 2, 3, 3, 2)
     ends = list(accumulate(lengths))
     parts = [refs[end - n : end] for n, end in zip(lengths, ends, strict=True)]
-    r = _Refs._make([*parts[:2], *parts[2], *parts[3], *parts[4:], pl.program_id(1)])
+    r = _Refs._make([*parts[:2], *(x for (x,) in parts[2:5]), *parts[5:], pl.program_id(1)])
     chunks, t = plan.tokens // plan.chunk, pl.program_id(2)
     old, new = slots_of(t)
 
@@ -174,7 +191,7 @@ def _kernel(*refs: Any, plan: Plan, flagged: int, count: int) -> None:
 
     def slowly(j: Any, _: None) -> None:
         for i in range(plan.heads):
-            bar = load(r.slots, jnp.where(j == 0, old, new), i)
+            bar = _bar(r, jnp.where(j == 0, old, new), i)
             store(r.slots, _few_at_once(r, plan, bar, chunks - 1 - j, i), new, i)
 
     lax.fori_loop(0, chunks - 1, states, None)
@@ -190,6 +207,11 @@ def _kernel(*refs: Any, plan: Plan, flagged: int, count: int) -> None:
             x[...] = y[new]
 
 
+def _bar(r: _Refs, slot: Any, i: int) -> Bar:
+    total, inner = (x[slot, i] for x in r.slots)
+    return total, inner
+
+
 def _chunk(r: _Refs, plan: Plan, c: Any) -> tuple[Rows, Sight]:
     rows = Rows(r.runs, plan, pl.multiple_of(c * plan.chunk, plan.chunk), plan.chunk)
     return rows, sight(r.runs, plan, rows, c)
@@ -200,22 +222,21 @@ def _together(r: _Refs, plan: Plan, c: Any, slots: tuple[Any, Any]) -> Array:
     rows, sees = _chunk(r, plan, c)
     lost = jnp.zeros((1, plan.key), jnp.float32)
     for i in range(plan.heads):
-        head, state, bar = rows.head(r.operands, i), load(r.states, c, i), load(r.slots, slots[0], i)
+        head, state, bar = rows.head(r.operands, i), load(r.states, c, i), _bar(r, slots[0], i)
 
         def outputs(head: Head, total: Array, inner: Array, state: State = state) -> Any:
             o, after, normalisers = together(head, State(state.maximum, total, inner), sees, half=plan.half)
             return (o, after.total, after.inner), normalisers
 
         _, pull, normalisers = jax.vjp(outputs, head, state.total, state.inner, has_aux=True)
-        head_bar, *state_bar = pull((rows.read(r.do, i), bar.total, bar.inner))
-        _write(r, plan, rows, i, head, head_bar, bar, sees.leaving)
-        share = bar.maximum if sees.stays is None else jnp.where(sees.stays, bar.maximum, 0.0)
-        store(r.slots, State(share, *state_bar), slots[1], i)
+        head_bar, *state_bar = pull((rows.read(r.do, i), *bar))
+        _write(r, plan, rows, i, head, head_bar, _last_run(r, c, sees.leaving))
+        store(r.slots, tuple(state_bar), slots[1], i)
         lost = jnp.maximum(lost, steep(plan, rows, normalisers, r.program, i))
     return lost
 
 
-def _few_at_once(r: _Refs, plan: Plan, bar: State, c: Any, i: int) -> State:
+def _few_at_once(r: _Refs, plan: Plan, bar: Bar, c: Any, i: int) -> Bar:
     """Chunk c of a head again, for any logits: the states before every few tokens first, then their gradients."""
     count, last = plan.chunk // ROWS, r.runs[1][c][:, -1:] if r.runs else None
     nowhere = jnp.zeros((1, 1), jnp.int32)
@@ -228,7 +249,7 @@ def _few_at_once(r: _Refs, plan: Plan, bar: State, c: Any, i: int) -> State:
         store(r.within, carry[0], j)
         return exactly(rows.head(r.operands, i), carry[0], rows.run, carry[1])[1:]
 
-    def backward(k: Any, bar: State) -> State:
+    def backward(k: Any, bar: Bar) -> Bar:
         j = count - 1 - k
         rows, state, before = rows_at(j), load(r.within, j), nowhere
         if last is not None:
@@ -240,21 +261,23 @@ def _few_at_once(r: _Refs, plan: Plan, bar: State, c: Any, i: int) -> State:
 
         head = rows.head(r.operands, i)
         _, pull = jax.vjp(outputs, head, state.total, state.inner)
-        head_bar, *state_bar = pull((rows.read(r.do, i), bar.total, bar.inner))
-        _write(r, plan, rows, i, head, head_bar, bar, None if last is None else rows.run == last)
-        return State(bar.maximum, *state_bar)
+        head_bar, total_bar, inner_bar = pull((rows.read(r.do, i), *bar))
+        _write(r, plan, rows, i, head, head_bar, _last_run(r, c, None if last is None else rows.run == last))
+        return total_bar, inner_bar
 
     lax.fori_loop(0, count, forward, (load(r.states, c, i), nowhere))
-    bar = lax.fori_loop(0, count, backward, bar)
-    return bar if last is None else bar._replace(maximum=jnp.where(last == 0, bar.maximum, 0.0))
+    return lax.fori_loop(0, count, backward, bar)
 
 
-def _write(
-    r: _Refs, plan: Plan, rows: Rows, i: int, head: Head, head_bar: Head, bar: State, leaving: Array | None
-) -> None:
+def _last_run(r: _Refs, c: Any, leaving: Array | None) -> Array | None:
+    """(C, 1), true at the tokens of chunk c that count for the final state; None if all do."""
+    return None if leaving is None else leaving & (r.runs[2][c] != 0)
+
+
+def _write(r: _Refs, plan: Plan, rows: Rows, i: int, head: Head, head_bar: Head, last: Array | None) -> None:
     """Gradients of the tokens of a head, 0 at masked ones, with what reaches the logits through the final maximum."""
-    share = jnp.where(head.logits == r.maximum[i], bar.maximum, 0.0)
-    share = share if leaving is None else jnp.where(leaving, share, 0.0)
+    share = jnp.where(head.logits == r.maximum[i], r.share[i], 0.0)
+    share = share if last is None else jnp.where(last, share, 0.0)
     for ref, x in zip(r.slopes, (head_bar.q, head_bar.logits + share, head_bar.v), strict=False):
         rows.write(ref, i, rows.real(x, 0.0))
     if head_bar.factor is not None:

@@ -203,6 +203,21 @@ def test_additive_recurrence_where_keys_rise_steeply_within_a_chunk(packed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("steps", [0.0, pytest.param(10.0, marks=pytest.mark.exhaustive)])
+def test_additive_recurrence_over_several_chunks_whose_runs_have_the_same_maximum(monkeypatch, steps):
+    """What reaches the final maximum belongs to the last run alone, in whichever chunk it begins."""
+    for name, size in {"CHUNK": 16, "TOKENS": 64}.items():
+        monkeypatch.setattr(additive_kernel, name, size)
+    args, begins = arguments("additive_recurrence", 70, "usual"), np.zeros((2, 70), int)
+    args[1] = args[1] + steps * jnp.asarray(np.random.default_rng(0).random(args[1].shape) < 0.1)
+    for row, column in ((0, 37), (1, 20), (1, 66)):
+        begins[row, column] = 1
+    for row, column in ((0, 5), (0, 50), (1, 5), (1, 30), (1, 68)):
+        args[1] = args[1].at[row, column].set(args[1].max())
+    check("additive_recurrence", args, {"segment_ids": jnp.asarray(begins.cumsum(axis=1))})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_additive_recurrence_with_key_factors(shared):
     name = f"additive_recurrence{FACTORS}"

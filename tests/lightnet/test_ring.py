@@ -18,6 +18,7 @@ def on_eight_devices(*words, **settings):
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_mixer_is_the_same_on_a_mesh():
     on_eight_devices("mixer", "", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 

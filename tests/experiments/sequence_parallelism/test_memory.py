@@ -65,7 +65,8 @@ def test_tensor_parallelism_stops_at_the_heads():
 @pytest.mark.exhaustive
 def test_what_the_compiler_plans():
     shape = Shape(num_layers=1, width=128, num_heads=2, vocab_size=256)
-    points = [Point("ring", shape, 8, 1024), Point("ring", shape, 8, 1024, sequence=4)]
+    # On one device there is no ring.
+    points = [Point("ring", shape, 8, 1024, sequence=count) for count in (2, 4)]
     for point, bytes in zip(points, planned(points), strict=True):
         counted = step_of("ring", shape).bytes(8, 1024, sequence=point.sequence)
         assert counted == pytest.approx(bytes, rel=0.3), point

@@ -133,10 +133,27 @@ def vocabulary(size: int, text: Corpus) -> Vocabulary:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(text.documents, trainer)
-    known = tokenizer.get_vocab()
-    # A byte-level token is written with one character per byte.
-    lengths = [len(token) for token in sorted(known, key=known.__getitem__)]
-    return Vocabulary(tokenizer.to_str(), np.array(lengths, np.float32))
+    return of_tokenizer(tokenizer.to_str(), tokenizer.get_vocab_size())
+
+
+def of_tokenizer(tokenizer: str | None, size: int) -> Vocabulary:
+    """The vocabulary of a model that has one.
+
+    Args:
+        tokenizer: JSON of a byte-level Hugging Face tokenizer; None has bytes as tokens.
+        size: tokens of the model, which may have more than its tokenizer.
+
+    Returns:
+        The vocabulary; a token that the tokenizer does not have counts one byte.
+    """
+    lengths = np.ones(size, np.float32)
+    if tokenizer is not None:
+        from tokenizers import Tokenizer
+
+        # A byte-level token is written with one character per byte.
+        for token, index in Tokenizer.from_str(tokenizer).get_vocab().items():
+            lengths[index] = len(token)
+    return Vocabulary(tokenizer, lengths)
 
 
 def rows(stream: NDArray[np.int32], length: int) -> dict[str, NDArray[np.int32]]:

@@ -5,6 +5,7 @@ tokens behind the end are filled with 0 by the copy to shared memory itself. Wit
 form runs under differentiation: its forward pass stores what its backward pass needs.
 """
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +26,7 @@ Operands = tuple[Array, Array, Array, Array]
 
 def gated_gpu(operands: Operands, initial_state: Array, tokens: Tokens) -> tuple[Array, Array]:
     """See `gated_reference`."""
-    return _scan(operands, initial_state, tokens)
+    return _scan(operands, initial_state, tokens, False)[:2]
 
 
 def refusal(operands: Any) -> str | None:
@@ -40,12 +41,11 @@ def refusal(operands: Any) -> str | None:
     return None
 
 
-@jax.custom_vjp
-def _scan(operands: Operands, initial_state: Array, tokens: Tokens) -> tuple[Array, Array]:
-    o, final = mapped_alike(
-        _form(operands).forward(*_clean(operands, tokens), initial_state), (operands, initial_state)
-    )
-    return o, final
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _scan(operands: Operands, initial_state: Array, tokens: Tokens, keeps: bool) -> Any:
+    """Outputs, last state, and the states before each chunk if they are kept."""
+    found = _form(operands).forward(*_clean(operands, tokens), initial_state, store=keeps)
+    return *mapped_alike(found[:2], (operands, initial_state)), found[2] if keeps else None
 
 
 def _form(operands: Operands) -> ModuleType:
@@ -61,19 +61,18 @@ def _clean(operands: Operands, tokens: Tokens) -> Operands:
     return q, k, v, log_decay
 
 
-def _scan_forward(operands: Operands, initial_state: Array, tokens: Tokens) -> Any:
+def _scan_forward(operands: Operands, initial_state: Array, tokens: Tokens, keeps: bool) -> Any:
     if operands[2].shape[-1] > VALUES:
         (o, final), pull = jax.vjp(lambda operands, state: gated_xla(operands, state, tokens), operands, initial_state)
-        return (o.astype(operands[2].dtype), final), pull
-    o, final, before = _form(operands).forward(*_clean(operands, tokens), initial_state, store=True)
-    o, final = mapped_alike((o, final), (operands, initial_state))
-    return (o, final), (operands, initial_state, tokens, before)
+        return (o.astype(operands[2].dtype), final, None), pull
+    o, final, before = _scan(operands, initial_state, tokens, True)
+    return (o, final, before if keeps else None), (operands, initial_state, tokens, before)
 
 
-def _scan_backward(residuals: Any, cotangents: tuple[Array, Array]) -> Any:
+def _scan_backward(keeps: bool, residuals: Any, cotangents: Any) -> Any:
     if isinstance(residuals, tuple):
-        return *_gradient(*residuals, cotangents), None
-    do, dfinal = cotangents
+        return *_gradient(*residuals, cotangents[:2]), None
+    do, dfinal, _ = cotangents
     return *residuals((do.astype(jnp.float32), dfinal)), None
 
 

@@ -29,6 +29,7 @@ from lightnet.scan.kernels import wrong_precision
 from lightnet.scan.linear.pallas_gpu import entered
 from lightnet.scan.recurrence import Tokens, mapped_alike, only_real
 from lightnet.scan.selective.chunk import Selective, Step, Sums, advance, gated, of_inputs, pull, skipped, ungated
+from lightnet.scan.selective.xla import selective_xla
 from lightnet.typing import Array
 
 ENOUGH = 66  # programs: one for every other multiprocessor, since segments double the work
@@ -50,19 +51,27 @@ def refusal(operands: Any) -> str | None:
 def selective_gpu(operands: Selective, initial_state: Array, tokens: Tokens) -> tuple[Array, Array]:
     """See `selective_reference`."""
     (dt,) = only_real(tokens, operands.dt)  # where the public function has done that already, it is the same operation
-    y, final = _scan(operands._replace(dt=dt), initial_state.swapaxes(1, 2), Tokens(tokens.keep, None))
+    y, final, _ = _scan(operands._replace(dt=dt), initial_state.swapaxes(1, 2), Tokens(tokens.keep, None), False)
     return y, final.swapaxes(1, 2)
 
 
-@jax.custom_vjp
-def _scan(operands: Selective, initial: Array, tokens: Tokens) -> tuple[Array, Array]:
-    y, final, _ = _mosaic(operands, initial, tokens, store=False)
-    return mapped_alike((y, final), (operands, tokens, initial))
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _scan(operands: Selective, initial: Array, tokens: Tokens, keeps: bool) -> tuple[Array, Array, Array | None]:
+    """y, the last state, and the states before every block of tokens if they are kept."""
+    *found, states = _mosaic(operands, initial, tokens, store=keeps)
+    return *mapped_alike(tuple(found), (operands, tokens, initial)), states if keeps else None
 
 
-def _forward(operands: Selective, initial: Array, tokens: Tokens) -> Any:
-    y, final, states = _mosaic(operands, initial, tokens, store=True)
-    return mapped_alike((y, final), (operands, tokens, initial)), (operands, tokens, states)
+def _scan_forward(operands: Selective, initial: Array, tokens: Tokens, keeps: bool) -> Any:
+    y, final, states = _scan(operands, initial, tokens, True)
+    return (y, final, states if keeps else None), (operands, initial, tokens, states)
+
+
+def _scan_backward(keeps: bool, residuals: Any, cotangents: Any) -> Any:
+    return *_gradient(*residuals, cotangents[:2]), None
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _mosaic(operands: Selective, initial: Array, tokens: Tokens, *, store: bool) -> tuple[Array, Array, Array]:
@@ -172,8 +181,38 @@ def _rows(ref: Any) -> Iterator[Array]:
     return (ref[n] for n in range(ref.shape[0]))
 
 
-def _backward(residuals: tuple[Selective, Tokens, Array], cotangents: tuple[Array, Array]) -> Any:
-    operands, tokens, states = residuals
+@jax.custom_vjp
+def _gradient(
+    operands: Selective, initial: Array, tokens: Tokens, states: Array, cotangents: tuple[Array, Array]
+) -> tuple[Selective, Array]:
+    """Of all operands and the initial state."""
+    return _backward(operands, tokens, states, cotangents)
+
+
+def _gradient_forward(*given: Any) -> Any:
+    return _gradient(*given), given
+
+
+def _gradient_backward(given: Any, bars: Any) -> Any:
+    """Derivatives of second order by XLA: `states` is a function of the others."""
+    operands, initial, tokens, states, cotangents = given
+
+    def gradient(operands: Selective, initial: Array, cotangents: tuple[Array, Array]) -> tuple[Selective, Array]:
+        dy, dfinal = cotangents
+        _, pull = jax.vjp(lambda x, state: selective_xla(x, state, tokens), operands, initial.swapaxes(1, 2))
+        slopes, dinitial = pull((dy, dfinal.swapaxes(1, 2)))
+        return slopes, dinitial.swapaxes(1, 2)
+
+    doperands, dinitial, dcotangents = jax.vjp(gradient, operands, initial, cotangents)[1](bars)
+    return doperands, dinitial, None, jnp.zeros_like(states), dcotangents
+
+
+_gradient.defvjp(_gradient_forward, _gradient_backward)
+
+
+def _backward(
+    operands: Selective, tokens: Tokens, states: Array, cotangents: tuple[Array, Array]
+) -> tuple[Selective, Array]:
     x, _, A, B, C, D, z = operands
     (batch, length, size), number = x.shape, A.shape[1]
     each = 1 << (number - 1).bit_length()  # rows of a token in the sums, of B and of C
@@ -198,7 +237,7 @@ def _backward(residuals: tuple[Selective, Tokens, Array], cotangents: tuple[Arra
     dA = dA[:, 0, :, :size].sum(0).T.astype(A.dtype)
     of_D = None if D is None else dD[0][:, 0, :size].sum(0).astype(D.dtype)
     gradients = Selective(dx, ddt, dA, dB.astype(B.dtype), dC.astype(C.dtype), of_D, dz[0] if dz else None)
-    return gradients, dinitial[:, 0, :, :size], None
+    return gradients, dinitial[:, 0, :, :size]
 
 
 def _start_backward(once: Any, scratch: Any, *, skip: bool) -> Any:
@@ -261,4 +300,3 @@ def _block_backward(constant: Any, refs: Block, carried: Any, count: Any, *, gat
 
 
 _PRODUCTS = Sums(lambda weights, h: weights * h, lambda h, weights: h * weights)
-_scan.defvjp(_forward, _backward)

@@ -206,6 +206,25 @@ def test_selective_scan_in_half_precision(followed):
     check_selective(half, tolerance=1e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("left_out", [("D", "z"), ()])
+def test_derivatives_of_second_order_of_selective_scan(followed, left_out):
+    given = {name: x for name, x in selective_operands(13, channels=3).items() if name not in left_out}
+    packed = packing(13)
+    tokens = tokens_of(packed["segment_ids"], packed["mask"])
+
+    def product(run):
+        def loss(given):
+            return sum((x**2).sum() for x in selective_values_and_gradients(run, given, tokens)[2:])
+
+        return jax.grad(loss)(given)
+
+    got, expected = product(selective_kernel.selective_gpu), product(selective_reference)
+    for name, x in expected.items():
+        assert difference(got[name], x) < 1e-5, name
+
+
 def test_every_form_of_selective_scan_is_lowered():
     def both(given, ids, mask):
         def loss(given):

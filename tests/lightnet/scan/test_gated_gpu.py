@@ -154,6 +154,37 @@ def test_the_gradient_of_large_values_is_that_of_the_form_for_all_platforms(monk
     jax.tree.map(np.testing.assert_array_equal, pull(out), like((out[0].astype(jnp.float32), out[1])))
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("decays", [1, 2 * SIZE])
+def test_derivatives_of_second_order(monkeypatch, decays):
+    *operands, state = arguments(2 * SIZE, "mild", decays=decays)
+    tokens, random = Tokens(None, None), np.random.default_rng(1)
+    weights, directions = (
+        jax.tree.map(lambda x: jnp.asarray(random.standard_normal(x.shape), x.dtype), x)
+        for x in ((operands[2], state), (tuple(operands), state))
+    )
+
+    def along(run, *given):
+        _, pull = jax.vjp(lambda x, state: run(x, state, tokens), *given)
+        slopes = pull(weights)
+        return sum(
+            (x * y).astype(jnp.float32).sum() for x, y in zip(*map(jax.tree.leaves, (slopes, directions)), strict=True)
+        )
+
+    def of_xla(operands, state, tokens):
+        o, final = gated_xla(operands, state, tokens)
+        return o.astype(jnp.bfloat16), final
+
+    with interpreted(monkeypatch):
+        got, expected = (
+            jax.grad(partial(along, run), (0, 1))(tuple(operands), state) for run in (pallas_gpu.gated_gpu, of_xla)
+        )
+    for x, y in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+        assert x.dtype == y.dtype
+        assert difference(x.astype(jnp.float32), y.astype(jnp.float32)) < 2**-8
+
+
 @pytest.mark.parametrize("decays", [1, 2 * SIZE])
 def test_values_and_gradients_have_the_dtypes_of_the_operands(decays):
     *operands, state = arguments(4, "usual", decays=decays)

@@ -79,7 +79,8 @@ def compiled(case: Case, chips: Any) -> str:
 def kernels(dump: Path) -> list[Path]:
     """The final programs of the kernels, in the order of the calls."""
     files = [x for x in dump.glob("*-final_bundles.txt") if "schedule-analysis" not in x.name]
-    order = {x: re.search(r"-(?:branch_0_fun|kernel|\w+_forward|\w+_(backward))\.(\d+)-", x.name) for x in files}
+    pattern = r"-(?:branch_0_fun|kernel|shard_map|\w+_forward|\w+_(backward))\.(\d+)-"
+    order = {x: re.search(pattern, x.name) for x in files}
     return sorted((x for x, found in order.items() if found), key=lambda x: (order[x][1] or "", int(order[x][2])))  # type: ignore[index]
 
 

@@ -228,7 +228,7 @@ def _bench(arguments: Sequence[str]) -> int:
 
 ACTIONS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "prepare": ("text as rows of tokens in shards, written by several processes; again: what is missing", _prepare),
-    "teacher": ("a teacher's largest log probabilities for such rows, computed once; again: what is missing", _teacher),
+    "teacher": ("a teacher's largest log probabilities for such rows; again: what is missing", _teacher),
     "verify": ("whether every byte, record and count of a folder is as its manifest says", _verify),
     "bench": ("rows and tokens per second that one process reads from a folder", _bench),
 }

@@ -143,7 +143,7 @@ def rounding_bound(log_p: np.ndarray) -> np.ndarray:
 
     Example:
         >>> print(f"{rounding_bound(np.log([0.5, 0.25])):.6f}")
-        0.000692
+        0.000694
     """
     r = np.maximum(2.0**-11 * np.abs(log_p), 2.0**-25)
     return 2 * np.exp(3 * r.max(-1)) * (np.exp(log_p) * r).sum(-1) + FLOAT32

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="SLMRec (ICLR 2025)",
     source="ablation of its losses, on a synthetic recommender",
-    minutes={"smoke": 0.05, "cpu": 3},
+    minutes={"smoke": 0.05, "cpu": 1},
 )
 BLOCKS = 4
 TEACHER = "teacher"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ABOUT = About(
-    paper="FlexSP: Accelerating Large Language Model Training via Flexible Sequence Parallelism (arXiv 2412.01523)",
+    paper="FlexSP (arXiv 2412.01523)",
     source="abstract",
     minutes={"smoke": 0.2, "cpu": 4.0},
 )

@@ -198,7 +198,7 @@ def test_logits_are_the_product_of_their_factors(tied):
     backbone = Backbone(partial(SoftmaxAttention, num_heads=2), num_layers=1, width=8)
     model = CausalLM(backbone, vocab_size=7, num_input_only=2, tied=tied)
     tokens, variables = build(model)
-    mask = jnp.arange(9) < jnp.array([[9], [4]])
+    mask = jnp.arange(9)[None] < jnp.array([[9], [4]])
     h, W = apply(model, variables, tokens, method="logit_factors", mask=mask)
     assert W.shape == (7, 8)
     close(h @ W.T, apply(model, variables, tokens, mask=mask))

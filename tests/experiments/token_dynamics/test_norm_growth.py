@@ -33,6 +33,7 @@ def test_claims_are_of_the_trained_models_and_the_whole_depth():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_has_every_variant_state_and_depth(tmp_path):
     variants = ("no norm", BARE)
     result = norm_growth.run(replace(SMOKE, variants=variants), tmp_path)

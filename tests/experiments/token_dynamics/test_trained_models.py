@@ -43,6 +43,7 @@ def test_layers_are_drawn_from_the_initial_values_of_the_mixer():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_analyses_every_state_and_another_model(tmp_path):
     from ssm import Architecture, Mamba2, mamba_lm, save_pretrained
 

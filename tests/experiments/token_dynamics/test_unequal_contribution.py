@@ -70,6 +70,7 @@ def test_claims_are_means_over_layers_and_trained_states_of_a_seed():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_has_every_model_state_and_layer(tmp_path):
     result = unequal_contribution.run(SMOKE, tmp_path)
     rows = result.tables["correlations"]

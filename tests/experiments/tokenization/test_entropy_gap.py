@@ -15,6 +15,7 @@ SHORT = {"seeds": (0,), "evaluation_rows": 16, "reference_rows": 20, "character_
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("preset", ["cpu", "gpu", "paper"])
 def test_two_updates_of_every_preset_at_least_depth_and_widths(preset, tmp_path):
     config = entropy_gap.PRESETS[preset]

@@ -11,6 +11,7 @@ from tests.experiments.result_run import check_run
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_two_lengths(tmp_path):
     smoke = PRESETS["smoke"]
     config = replace(smoke, train=replace(smoke.train, steps=2, eval_every=2))

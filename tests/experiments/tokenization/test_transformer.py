@@ -28,10 +28,10 @@ def test_rows_are_scored_like_sequences_extended_token_by_token(model, variables
     scored = jax.jit(lambda batch: negative_log_likelihood(model, variables, batch))
     nats, other = scored(batch), scored({**batch, "tokens": np.where(batch["mask"], batch["tokens"], 2)})
     np.testing.assert_array_equal(other, nats)  # what stands in the padding has no effect
-    expected = []
+    expected, apply = [], jax.jit(model.apply)
     for position in range(len(row)):
         prefix = jnp.array([[3, *row[:position]]])
-        logits = model.apply(variables, prefix)
+        logits = apply(variables, prefix)
         expected.append(-jax.nn.log_softmax(logits[0, -1])[row[position]])
     np.testing.assert_allclose(nats[0, :5], expected, rtol=1e-4)
     np.testing.assert_array_equal(nats[0, 5:], 0)

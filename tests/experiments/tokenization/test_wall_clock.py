@@ -32,6 +32,7 @@ def test_seconds_are_updates_times_the_time_of_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_published_setting(tmp_path):
     published = PRESETS["paper"]
     assert (published.length, published.layers, published.train.steps) == (512, 3, 300)

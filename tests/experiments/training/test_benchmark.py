@@ -36,6 +36,7 @@ def test_a_slow_source_and_slow_saves_show_in_the_ratio(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_that_is_measured_is_there():
     fast, slow = benchmark.loop_overhead(pairs=1, seconds=0.1)
     assert len(fast.ratios) == len(slow.ratios) == 1

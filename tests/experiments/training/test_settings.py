@@ -218,6 +218,7 @@ SHARDED = textwrap.dedent("""
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_eight_devices_train_like_one():
     def losses(devices):
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"

@@ -43,6 +43,7 @@ def test_the_state_that_enters_has_the_same_bits_for_every_number_of_devices_and
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_explicit_meshes():
     on_eight_devices("on_explicit_axes", *NAMES, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 

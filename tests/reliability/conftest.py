@@ -64,7 +64,10 @@ class Trainings:
 
 @pytest.fixture(scope="session")
 def trainings(tmp_path_factory) -> Trainings:
-    """All trainings of this folder in one place; a program is compiled once for all."""
+    """All trainings of this folder in one place; a program is compiled once for all.
+
+    What is built on it is of the session too: a worker may come back to a file, and would train there again.
+    """
     return Trainings(tmp_path_factory.mktemp("trainings"))
 
 

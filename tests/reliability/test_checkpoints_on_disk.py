@@ -49,7 +49,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def continued(trainings, undisturbed) -> dict:
     """Trainings killed while they saved, and copies of an interrupted one with damaged checkpoints; all continued."""
     kills = [{"folder": name, "save": 4, "written": SAVES[name], "kill_at": 5} for name in SAVES]

@@ -35,7 +35,7 @@ def plain(name: str, **settings) -> dict:
     return {"folder": name, "stateful": False, "settings": {**FLOAT32, **settings}}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def moved(trainings) -> None:
     """Interrupted on 8 devices, continued on 4 and on 1; and short trainings on 1, 2 and 4."""
     done = trainings.process({**job("on 8, to be moved", 8), "terminate_at": SAVED - 1}, devices=8)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 NEVER = {"exit_in_microbatch": 0}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def interrupted(trainings, undisturbed) -> dict:
     """Each interrupted in a process of its own; then new processes continue them all, one of them with workers."""
     jobs = [{"folder": name, **how} for name, (how, _) in INTERRUPTED.items()]

@@ -155,12 +155,12 @@ class Launcher:
         return told
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def launcher(tmp_path_factory) -> Launcher:
     return Launcher(tmp_path_factory.mktemp("two"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(launcher) -> dict:
     return launcher.finished("two", 2)[0]
 

@@ -23,10 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _leave_few_quick(items)
     seen = set()
     for item in items:
+        test = (item.path, getattr(item, "originalname", item.name))
+        if test[1] == "test_smoke_run":
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.exhaustive)
         if item.get_closest_marker("slow") is None or any(folder in item.path.parents for folder in EVERY_CASE):
             continue
-        test = (item.path, getattr(item, "originalname", item.name))
-        if test in seen or test[1] == "test_smoke_run":
+        if test in seen:
             item.add_marker(pytest.mark.exhaustive)
         seen.add(test)
 

@@ -159,6 +159,7 @@ def loaded_after(modules: list[str], **environment: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_tensorflow_and_torch_are_not_imported(tmp_path: Path) -> None:
     for name in ("tensorflow", "torch", "transformers"):
         # found first, so that an import of it is seen whether or not the real one is installed

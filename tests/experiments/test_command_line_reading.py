@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from experiments.commands.doctor import other_packages
 from experiments.files import read_json
 from experiments.registry import discover
@@ -47,6 +49,7 @@ def test_list_shows_a_broken_file_and_the_others(call, monkeypatch):
     assert status == 0 and "cannot be used" in out and "broken.py cannot be imported" in out
 
 
+@pytest.mark.slow
 def test_list_and_a_finished_run_do_not_load_jax(toy, call):
     call("run", toy)
     for words in (["list"], ["run", str(toy)], ["show", "toy"]):
@@ -72,6 +75,7 @@ def test_a_terminal_without_unicode_gets_the_tables_too(toy, process):
     assert done.returncode == 0 and "toy/small" in done.stdout
 
 
+@pytest.mark.slow
 def test_doctor_finds_nothing_broken(toy, process):
     done = process("doctor")
     assert done.returncode == 0, done.stdout

@@ -27,6 +27,7 @@ def test_the_newest_run_of_the_preset_counts_and_changed_ones_do_not(toy, call):
     assert [stored.config["offset"] for stored in evidence(result)] == [0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "missing"), [("5,6,7", "0, 1, 2"), ("0,1,7,8,9", "2"), ("2,0,1", ""), ("0:3", ""), ("9,1,0,2", "")]
 )

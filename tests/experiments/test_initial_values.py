@@ -11,6 +11,7 @@ from experiments.initial_values import for_narrow_models
 from experiments.language_models import LanguageModel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["lightnet", "mamba"])
 def test_embeddings_and_kernels_of_blocks_are_made_larger_and_nothing_else(mixer):
     model = LanguageModel(vocab_size=11, mixer=mixer, num_layers=1, width=16, num_heads=2, hidden=8).build()

@@ -68,6 +68,7 @@ def bpe():
     return tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [False, True])
 def test_the_newest_checkpoint_of_a_training_is_read_back(tmp_path, average):
     expected = trained_in(tmp_path / "run" / "a" / "seed0", RICH, seeds=(3, 1), average=average)
@@ -78,6 +79,7 @@ def test_the_newest_checkpoint_of_a_training_is_read_back(tmp_path, average):
     assert not (tmp_path / "run" / "a" / "seed0" / "checkpoints" / "damaged").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_looped_over_its_blocks_is_read_back_one_by_one(tmp_path):
     looped = dataclasses.replace(SMALL, num_layers=2, scan_layers=True)
     expected = unstack_layers(trained_in(tmp_path, looped))
@@ -87,6 +89,7 @@ def test_a_model_that_looped_over_its_blocks_is_read_back_one_by_one(tmp_path):
     same(found.variables, expected)
 
 
+@pytest.mark.slow
 def test_an_export_is_read_back_and_replaced_as_a_whole(tmp_path):
     tokenizer = bpe().to_str()
     with_tokenizer = dataclasses.replace(RICH, vocab_size=290, tokenizer=tokenizer)
@@ -294,6 +297,7 @@ def test_an_export_without_its_tokenizer_is_refused(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["huggingface", "original"])
 def test_a_checkpoint_in_the_layout_of_others_is_read(tmp_path, layout):
     model = mamba_lm(Architecture(Mamba(width=6, state_size=3), vocab_size=290, num_layers=1))

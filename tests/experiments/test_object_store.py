@@ -101,6 +101,7 @@ def test_a_run_is_the_same_as_in_a_local_folder(store, toy, call, monkeypatch, t
     assert "already finished" in call("run", toy, *words)[1] and store.puts == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(store, toy, call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("TOY_TROUBLE", "after 1")
@@ -177,6 +178,7 @@ def test_an_unfinished_replacement_is_no_result(store, toy, call, monkeypatch):
     assert json.loads(store.objects["bucket/runs/mine/result.json"])["config"]["offset"] == 0.5
 
 
+@pytest.mark.slow
 def test_orbax_saves_restores_and_deletes_there(store):
     import jax
     import orbax.checkpoint as ocp

@@ -76,6 +76,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_result_and_print_it_once(process, toy, run_folders):
     first = process("run", toy, "--processes", 2)
     assert first.returncode == 0, first.stderr
@@ -116,6 +117,7 @@ def test_a_crash_names_its_process_after_the_traceback(process, toy):
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_and_the_other_one_ended(waiting, start):
     supervisor, pids = start()
     os.kill(pids[1], signal.SIGKILL)
@@ -125,6 +127,7 @@ def test_a_killed_process_is_named_and_the_other_one_ended(waiting, start):
     assert all(map(is_gone, pids))
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_continue_and_ends_all(waiting, start, run_folders):
     supervisor, pids = start()
     supervisor.send_signal(signal.SIGINT)
@@ -135,6 +138,7 @@ def test_ctrl_c_says_how_to_continue_and_ends_all(waiting, start, run_folders):
     assert all(map(is_gone, pids))
 
 
+@pytest.mark.slow
 def test_nobody_outlives_a_killed_supervisor(waiting, start):
     supervisor, pids = start()
     supervisor.kill()

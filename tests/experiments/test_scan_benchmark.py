@@ -81,6 +81,7 @@ def test_a_wrong_implementation_is_not_timed(wrong, call, monkeypatch, tmp_path)
     assert told["rows"] == told["verdicts"] == told["points"] == []
 
 
+@pytest.mark.slow
 def test_everything_is_in_the_report(call, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.scan_benchmark.command.check", lambda chosen: [])
     monkeypatch.setattr("experiments.scan_benchmark.command.cases", lambda tiny: linear_cases()[1:2])

@@ -138,6 +138,7 @@ def checked(ask, monkeypatch):
     return {(c.dtype, c.regime): c for c in gate.check_function(functions.LINEAR, ["xla"], ask, tiny=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["nothing", "output", "gradient", "masked"])
 def test_the_gate_sees_what_is_wrong(wrong, monkeypatch):
     def ask(function, seconds, *arguments):

@@ -30,6 +30,7 @@ def mean_of_noise(folder, seeds):
     )
 
 
+@pytest.mark.slow
 def test_each_seed_is_trained_as_if_alone_and_evaluated_on_its_own_set(tmp_path):
     both, alone = (mean_of_noise(tmp_path / str(len(seeds)), seeds) for seeds in ((3, 5), (5,)))
     assert both.step.tolist() == [0, 3, 6]

@@ -59,6 +59,7 @@ def test_parameter_counts_of_the_published_models(layers, width, vocab, position
     assert count(shapes) == expected
 
 
+@pytest.mark.slow
 def test_initial_loss_is_that_of_a_uniform_guess():
     model = gpt2(vocab=50)
     tokens = jax.random.randint(jax.random.key(1), (4, 20), 0, 50)

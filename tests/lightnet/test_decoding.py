@@ -52,6 +52,7 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @EVERY_MIXER
 def test_pieces_and_steps_at_random_points_equal_the_whole_sequence(name):
     model, variables = build(name)

@@ -37,6 +37,7 @@ def images(*shape):
     return jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
 
 
+@pytest.mark.slow
 def test_diffusion_starts_at_zero_with_blocks_that_do_nothing():
     model = diffusion(SMALL, (4, 6), (2, 2), num_classes=3)
     x, time, label = images(2, 4, 6, 1), jnp.array([3, 70]), jnp.array([0, 3])
@@ -50,6 +51,7 @@ def test_diffusion_starts_at_zero_with_blocks_that_do_nothing():
     assert np.abs(expected).max() > 0
 
 
+@pytest.mark.slow
 def test_diffusion_is_conditioned_on_time_and_class_row_by_row():
     model = diffusion(SMALL, (4, 6), (2, 2), num_classes=3, channels_out=2)
     x, time, label = images(2, 4, 6, 1), jnp.array([3, 70]), jnp.array([0, 3])

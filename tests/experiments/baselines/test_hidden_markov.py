@@ -19,6 +19,7 @@ def all_paths(model, row):
         yield path, initial[path[0]] * moves * emission[list(path), list(row)].prod()
 
 
+@pytest.mark.slow
 def test_likelihood_and_counts_are_sums_over_all_paths():
     states, alphabet, length = 3, 2, 5
     rng = np.random.default_rng([states, length])
@@ -36,6 +37,7 @@ def test_likelihood_and_counts_are_sums_over_all_paths():
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-4), counts, expected)
 
 
+@pytest.mark.slow
 def test_the_likelihood_never_falls_and_the_laws_stay_laws():
     rows = jax.random.randint(jax.random.key(1), (20, 9), 0, 3)
     model, totals = baum_welch(random_model(jax.random.key(2), 4, 3), rows, 15, pseudo_count=0.0)

@@ -8,6 +8,7 @@ import pytest
 from experiments.baselines.lstm import LSTM
 
 
+@pytest.mark.slow
 def test_it_is_the_recurrence_and_causal():
     x = jax.random.normal(jax.random.key(0), (2, 5, 3))
     (y, state), variables = LSTM(width=3).init_with_output(jax.random.key(1), x)

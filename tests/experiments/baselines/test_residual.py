@@ -100,6 +100,7 @@ def drawn(net):
     return jax.tree.map(lambda leaf: rng.uniform(0.2, 1.0, leaf.shape) * (0.1 if leaf.ndim == 4 else 1), shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("name", ["resnet8", "wrn-10-1"])
 def test_it_is_what_is_written_out(name, batch):

@@ -38,6 +38,7 @@ def drawn(seed):
     return Outputs(jnp.asarray(3 * rng.normal(size=(6, 100)), jnp.float32), jnp.zeros((6, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pair", "beta"), [("wrn-40-2:wrn-40-1", 6.0), ("resnet56:resnet20", 2.0), ("resnet8:resnet8", 8.0)]
 )

@@ -22,6 +22,7 @@ def student(seed: int = 0) -> Student:
     return Student(*(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returns", [False, True])
 def test_the_tree_has_the_law_of_the_walks(returns):
     actions, mask = own_walks(CONFIG, jax.random.key(1), student(), returns)

@@ -2,11 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.distillation.examplewise import collected, example_measures
 from experiments.distillation.measures import beside
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_give_what_the_whole_set_gives():
     rng = np.random.default_rng(0)
     student, teacher = (jnp.asarray(3 * rng.normal(size=(53, 6)), jnp.float32) for _ in range(2))

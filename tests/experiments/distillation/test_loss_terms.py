@@ -20,6 +20,7 @@ def batch():
     return s, t, jnp.asarray(rng.integers(0, 10, 9))
 
 
+@pytest.mark.slow
 def test_weighted_losses_are_those_of_the_table_at_the_ends(batch):
     ce = OBJECTIVES["ce"].loss(*batch, 1.0)
 

@@ -37,6 +37,7 @@ def test_a_temperature_matters_exactly_where_one_is_chosen(name, batch):
     assert (len(found) == 2) == OBJECTIVES[name].tempered
 
 
+@pytest.mark.slow
 def test_weights_of_the_parts(batch):
     s, t, y = batch
     ce = -jnp.mean(jax.nn.log_softmax(s.logits)[jnp.arange(23), y])

@@ -47,6 +47,7 @@ def log_laws(described, params, tokens):
     return jax.nn.log_softmax(described.build().apply({"params": params}, tokens[:, :-1]))
 
 
+@pytest.mark.slow
 def test_on_text_the_loss_is_the_mean_divergence_whatever_the_key(teacher, rows):
     task, _ = task_of(teacher, rows)
     variables = nn.unbox(jax.jit(task.init)(KEY))

@@ -15,6 +15,7 @@ CPU = transport.PRESETS["cpu"]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_variants_are_the_losses_of_the_table_and_their_transport():
     rng = np.random.default_rng(5)
     s, t = (Outputs(jnp.asarray(rng.normal(size=(6, 10)), jnp.float32), jnp.zeros((6, 1))) for _ in range(2))

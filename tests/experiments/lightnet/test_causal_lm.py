@@ -11,6 +11,7 @@ from experiments.language_models import load
 from experiments.lightnet import causal_lm
 
 
+@pytest.mark.slow
 def test_all_models_of_the_cpu_preset_have_equally_many_parameters_within_one_per_cent():
     config = causal_lm.PRESETS["cpu"]
     models = causal_lm.described(config, language.Vocabulary(None, np.ones(BYTES, np.float32)))
@@ -53,6 +54,7 @@ def test_models_that_are_none_are_refused_before_anything_is_trained(field, mode
         replace(causal_lm.PRESETS["cpu"], **{field: (model,)})
 
 
+@pytest.mark.slow
 def test_learned_positions_are_as_many_as_a_row_has_tokens():
     config = replace(causal_lm.PRESETS["smoke"], models=("softmax+learned", "softmax+none"))
     models = causal_lm.described(config, language.Vocabulary(None, np.ones(BYTES, np.float32)))
@@ -107,6 +109,7 @@ def test_two_updates_of_the_gpu_preset_at_less_depth(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_gpu_preset_has_the_size_that_was_asked_for():
     config = causal_lm.PRESETS["gpu"]
     models = causal_lm.described(config, language.Vocabulary("{}", np.ones(16_384, np.float32)))

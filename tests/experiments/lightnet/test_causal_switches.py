@@ -20,6 +20,7 @@ def test_every_variant_has_equally_many_parameters():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_switches_without_parameters_of_their_own_change_the_output():
     names = (BASE, "phantom logit 0", "SiLU gate after the norm", "LRPE, low frequencies", "LRPE, geometric")
     size = causal_switches.PRESETS["smoke"].model

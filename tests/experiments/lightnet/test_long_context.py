@@ -131,6 +131,7 @@ def test_what_does_not_exist_is_refused_by_name():
         rows_of(replace(SMALL, text=TextConfig(every=64)), 0, 10**9)
 
 
+@pytest.mark.slow
 def test_tokens_are_read_as_numbers_beyond_the_range_of_a_signed_byte():
     task = task_of(SMALL, "mamba+none")
     variables = nn.meta.unbox(jax.jit(task.init)(jax.random.key(0)))

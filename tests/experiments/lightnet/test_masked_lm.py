@@ -69,6 +69,7 @@ def test_models_have_equally_many_parameters_and_see_both_sides():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_smoke_repeats_bit_for_bit(tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:

@@ -43,6 +43,7 @@ def test_smoke_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_folder_with_a_tokenizer_of_its_own(tmp_path):
     from experiments import language
     from experiments.language_models import load

@@ -53,6 +53,7 @@ def test_measured_decays_are_those_of_the_logits():
     assert not np.allclose(saturation._decays(config, 1.0, seed=5)[0], means)
 
 
+@pytest.mark.slow
 def test_decays_of_a_model_are_those_of_its_keys():
     network = recency.model(5, mixer="lightnet", positions="none", layers=2, width=8, heads=2, remat="none")
     tokens = np.random.default_rng(0).integers(0, 5, (2, 9))

@@ -7,6 +7,7 @@ from experiments.lightnet import training_speed
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_ratio_is_over_the_faster_softmax_model(tmp_path, monkeypatch):
     from experiments.scan_benchmark import measure
 

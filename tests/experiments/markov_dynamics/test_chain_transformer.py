@@ -38,6 +38,7 @@ def test_an_untied_model_has_an_output_kernel_of_its_own():
     assert untied == tied + 2 * 4
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_all_symbols_but_the_first():
     model = chain_transformer(8, layers=1, width=4)
     symbols = jax.random.bernoulli(jax.random.key(0), 0.5, (3, 8)).astype(jnp.int32)

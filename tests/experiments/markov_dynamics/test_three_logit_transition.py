@@ -36,6 +36,7 @@ def test_the_loss_is_that_of_two_attention_layers(items, labels):
         assert float(given) == pytest.approx(written_out(parameters, items, labels), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_finite_with_no_label_to_spare():
     gradient = jax.grad(loss)(jnp.array([0.1, 0.2, 0.3]), 4, 4)
     assert np.isfinite(gradient).all() and np.abs(gradient).min() > 0

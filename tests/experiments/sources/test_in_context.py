@@ -54,6 +54,7 @@ def test_rows_are_flat(alphabet: int) -> None:
     assert abs(entropies.mean() - expected) < 4 * entropies.std() / math.sqrt(len(rows))
 
 
+@pytest.mark.slow
 def test_equal_rows_and_mixtures() -> None:
     equal = np.asarray(InContextChains(3, 2, rows="equal").kernels(KEY, 50))
     assert np.all(equal == equal[:, :1])

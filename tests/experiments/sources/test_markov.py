@@ -192,6 +192,7 @@ def test_stationary_distribution_of_a_periodic_chain() -> None:
     np.testing.assert_allclose(stationary_distribution(np.roll(np.eye(5), 1, axis=1)), np.full(5, 0.2), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alphabet", [2, 3, 4, 8])
 def test_random_rows_have_the_entropy_of_a_flat_dirichlet(alphabet: int) -> None:
     """E H(row) = (1/2 + ... + 1/A) for Dir(1, ..., 1)."""

@@ -46,6 +46,7 @@ def test_rectangles_are_anywhere():
     assert covered.min() > 0 and np.abs(covered - covered[::-1, ::-1]).max() < 0.12
 
 
+@pytest.mark.slow
 def test_mixup_weighs_pictures_and_labels_alike():
     for seed in range(5):
         images, targets = mixed(BATCH, TARGETS, jax.random.key(seed), mixup=0.8, cutmix=0.0)
@@ -100,6 +101,7 @@ def test_a_coin_decides_between_the_two():
     assert abs(whole.sum() - 200) < 5 * np.sqrt(100)
 
 
+@pytest.mark.slow
 def test_nothing_is_mixed_unless_asked_for_and_types_stay():
     assert mixed(BATCH, TARGETS, jax.random.key(0), mixup=0.0, cutmix=0.0)[0] is BATCH
     low = BATCH.astype(jnp.bfloat16)

@@ -53,6 +53,7 @@ def test_other_contexts_follow_the_ranks(drawn: tuple) -> None:
     assert abs(inside - chance) < 4 * math.sqrt(chance / len(classes))
 
 
+@pytest.mark.slow
 def test_vectors(drawn: tuple) -> None:
     """E |x|^2 = 1; items scatter around the mean of their class, labels do not; positions share one shift."""
     means, batch = drawn

@@ -49,6 +49,7 @@ def test_strategies_on_a_sequence_by_hand() -> None:
     np.testing.assert_allclose(position_losses(uniform_predictions(symbols, 2), symbols), math.log(2), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alphabet", "order"), [(2, 3)])
 def test_the_oracle_gives_the_probability_of_a_sequence(alphabet: int, order: int) -> None:
     chains = InContextChains(alphabet, order).sample(KEY, (4, 11))

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.sources.shifts import shifted
 
 
+@pytest.mark.slow
 def test_images_move_by_whole_pixels_and_background_comes_in():
     image = jnp.zeros((1, 8, 8, 1)).at[0, 0, 3, 0].set(5.0).at[0, 4, 4, 0].set(-1.0)
     moved = shifted(jnp.repeat(image, 200, axis=0), jax.random.key(0), 1)[..., 0]

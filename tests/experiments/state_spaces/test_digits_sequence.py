@@ -15,6 +15,7 @@ SMALL = replace(digits_sequence.PRESETS["smoke"], seeds=(3, 5), train=TrainConfi
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_models_have_equal_sizes_and_differ_in_their_mixer_only():
     for name in CPU.models:
         model, hidden = digits_sequence.model_of(CPU, name)

@@ -30,6 +30,7 @@ def test_every_regime_has_its_configurations_and_they_depend_on_the_seed():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_run_measures_every_claim_once_per_seed(tmp_path):
     result = one_dimension.run(replace(SMOKE, seeds=(7,), length=3, points=3), tmp_path)
     assert {id.partition("/")[2] for id in result.measured} == NAMES

@@ -24,6 +24,7 @@ def variables_of(variant, size=TINY, vocabulary=LETTERS):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_variants_have_the_same_shapes_and_differ_in_what_the_table_says():
     shapes = [
         jax.eval_shape(build(TINY, LETTERS, **options).init, jax.random.key(0), np.zeros((1, 2), np.int32))
@@ -42,6 +43,7 @@ def test_variants_have_the_same_shapes_and_differ_in_what_the_table_says():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_control_is_positive_written_in_another_way():
     tokens = np.random.default_rng(0).integers(0, LETTERS, (2, 9)).astype(np.int32)
     logits = []
@@ -52,6 +54,7 @@ def test_the_control_is_positive_written_in_another_way():
     assert np.abs(logits[0] - logits[2]).max() > 1e-3 * np.abs(logits[0]).max()
 
 
+@pytest.mark.slow
 def test_a_factor_is_only_measured_where_the_matrix_is_positive():
     _, variables = variables_of("positive")
     raw = [np.asarray(kernel) for kernel in signs.raw_kernels(variables)]
@@ -63,6 +66,7 @@ def test_a_factor_is_only_measured_where_the_matrix_is_positive():
     assert x @ matrix @ y == pytest.approx((x @ kernel[:, 4:]) @ (y @ kernel[:, 2:4]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["negative", "mixed", None])
 def test_a_factor_is_zero_where_the_matrix_is_not_positive(scenario, monkeypatch):
     """With the kernel of another scenario in place of the positive one."""

@@ -79,6 +79,7 @@ def test_a_small_run(tiny: tuple[results.Result, Path]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_a_function_of_its_config(tiny: tuple[results.Result, Path], tmp_path: Path) -> None:
     again = run(Config(**TINY), tmp_path)  # type: ignore[arg-type]
     assert again.measured == tiny[0].measured
@@ -95,6 +96,7 @@ def test_bounds_are_stored_for_sources_of_order_1_alone(tiny: tuple[results.Resu
     assert all(name == "LZW, d symbols" for _, name, _ in given)
 
 
+@pytest.mark.slow
 def test_each_seed_scores_another_part_of_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The position of a seed decides, whatever its value; more seeds than folds give as many folds."""
     asked = []

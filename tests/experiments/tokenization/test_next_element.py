@@ -22,6 +22,7 @@ def test_smoke_run(tmp_path):
     assert result.series["LSTM on switching, order 2"]["loss"][:, 0] == pytest.approx(np.log(2), abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_rows_of_every_source(name):
     config = replace(SMOKE, length=50)

@@ -8,6 +8,8 @@ from experiments.tokenization.optimal_size import PRESETS, Config, _least_growth
 from tests.experiments.result_run import check_run
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_smoke_run_and_what_must_hold_at_any_size(tmp_path):
     result = check_run(optimal_size, PRESETS["smoke"], tmp_path)
     losses = {name: np.array(column) for name, column in result.tables["losses"].items()}

@@ -29,6 +29,7 @@ def rows_of_512(source: SwitchingSource, seed: int, rows: int) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_merged_tokens_of_the_second_order_source() -> None:
     """Unigram, in which four tokens are worse than none; bigram in-sample over the rows joined to one text, on as many
     symbols as the known losses were computed from, on which the bias of the latter depends."""
@@ -92,6 +93,7 @@ def test_unigram_over_lzw_tokens(source: SwitchingSource, losses: dict[int, floa
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_greedy_encoding_with_merged_dictionaries() -> None:
     """Exact for a dictionary; from 20 tokens on they differ, and the known values lie within their range."""
     texts = training_texts(SECOND, 4, 200_000)
@@ -102,6 +104,7 @@ def test_greedy_encoding_with_merged_dictionaries() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_minimal_encoding_with_merged_dictionaries() -> None:
     """As above, in-sample. With ten tokens the ties decide: 0.5807 is that of the shortest first token, ours go to the
     longest last one (`test_lattice`)."""

@@ -66,7 +66,13 @@ def test_the_constant_of_theorem_e_2() -> None:
 
 @pytest.mark.parametrize(
     ("delta", "ratio"),
-    [(0.3, 1.37), (0.1, 1.83), (0.05, 2.47), (0.02, 4.20), pytest.param(0.01, 6.67, marks=pytest.mark.slow)],
+    [
+        (0.3, 1.37),
+        (0.1, 1.83),
+        (0.05, 2.47),
+        (0.02, 4.20),
+        pytest.param(0.01, 6.67, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
+    ],
 )
 def test_greedy_with_the_dictionary_of_theorem_e_2(delta: float, ratio: float) -> None:
     """Exact; the ratios were measured before on 2 million symbols."""

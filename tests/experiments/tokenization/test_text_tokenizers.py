@@ -10,6 +10,7 @@ ABSENT = {"Fig7-wordpiece-unigram-tokenizers", "F7-unigram-tokenizer-best"}
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_smoke_run_and_what_must_hold_at_any_size(tmp_path):
     result = check_run(text_tokenizers, PRESETS["smoke"], tmp_path, absent=ABSENT)
     rows = result.tables["losses"]

@@ -13,6 +13,7 @@ FEW = RowsConfig(tokenizer_characters=2000, pool=200, evaluation=3, reference=60
 SOURCE = SwitchingSource(2, 0.8, 0.8)
 
 
+@pytest.mark.slow
 def test_batches_decode_to_rows_of_the_pool_and_seeds_evaluate_others():
     texts = token_texts(SOURCE, 5, seeds=(0, 1), length=24, batch_size=7, rows=FEW)
     drawn = draw_rows(SOURCE, 0, {"tokenizer": 84, "pool": 200}, 24)
@@ -26,6 +27,7 @@ def test_batches_decode_to_rows_of_the_pool_and_seeds_evaluate_others():
     assert not np.array_equal(one["tokens"], two["tokens"])
 
 
+@pytest.mark.slow
 def test_references_on_characters_of_order_two_are_its_entropies():
     texts = token_texts(SOURCE, 2, seeds=(0,), length=60, batch_size=1, rows=FEW)
     line = texts.references

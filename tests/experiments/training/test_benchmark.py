@@ -25,6 +25,7 @@ class Slow:
         pass
 
 
+@pytest.mark.slow
 def test_a_slow_source_and_slow_saves_show_in_the_ratio(monkeypatch):
     steps, read = benchmark.WARM_UP + 110, DeviceBatches.__next__
     fast = benchmark._looped(idle, steps)

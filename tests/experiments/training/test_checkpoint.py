@@ -189,6 +189,7 @@ def test_a_step_by_number(tmp_path):
     assert (tmp_path / "6").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reopened", [False, True])
 def test_retention(tmp_path, reopened, mode):
     config = CheckpointConfig(every=1, keep=2, permanent_every=5, best="loss")

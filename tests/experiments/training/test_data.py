@@ -80,6 +80,7 @@ def test_any_position_goes_on_with_the_same_packed_rows(position):
         jax.tree.map(np.testing.assert_array_equal, whole[position + row], jax.tree.map(lambda x: x[[row]], rest[0]))  # noqa: B023
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", [0, 9, 10, 13])
 def test_workers_read_the_same_order_from_any_position_and_are_gone_after(position):
     data = examples(numbers() | {"y": np.arange(40.0).reshape(10, 4)}, seed=1)
@@ -190,6 +191,7 @@ READING = """
 """
 
 
+@pytest.mark.slow
 def test_workers_outlive_a_signal_but_never_their_parent():
     parent = run_python(READING, stdin=subprocess.PIPE)
     workers = [int(word) for word in parent.stdout.readline().split()]

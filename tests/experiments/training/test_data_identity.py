@@ -83,6 +83,7 @@ def test_identity_tells_the_order_of_endless_data():
     assert data_hash(examples(numbers(1), seed=0)) != data_hash(examples({"x": np.ones(1, int)}, seed=0))
 
 
+@pytest.mark.slow
 def test_identity_of_texts_is_the_same_in_another_process():
     code = """
         import numpy as np

@@ -28,6 +28,7 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_named(tmp_path):
     assert {row["leaf"] for row in skipped} == {"loss"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [9, 13])
 def test_too_many_in_a_row_end_the_training_before_anything_is_lost(tmp_path, last):
     first = last - 3

@@ -84,6 +84,7 @@ def undisturbed(tmp_path_factory):
     return train(config(), *regression(), folder, seed=5), rows(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interruption", [2, 4, 5, 11])
 def test_an_interrupted_training_ends_bit_for_bit_like_an_undisturbed_one(
     undisturbed, tmp_path, monkeypatch, interruption
@@ -130,6 +131,7 @@ def test_a_finished_training_is_returned_without_training(undisturbed, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_seeds_decide_everything(undisturbed, tmp_path):
     expected, _ = undisturbed
     chex.assert_trees_all_equal(train(config(), *regression(), tmp_path / "same", seed=5).params, expected.params)
@@ -137,6 +139,7 @@ def test_seeds_decide_everything(undisturbed, tmp_path):
     assert not np.array_equal(other["kernel"], expected.params["kernel"])
 
 
+@pytest.mark.slow
 def test_a_half_written_last_line_of_the_metrics_is_dropped(undisturbed, tmp_path):
     expected, _ = undisturbed
     train(config(steps=8), *regression(), tmp_path, seed=5)
@@ -189,6 +192,7 @@ def test_a_failure_to_write_metrics_is_raised_and_everything_closed(tmp_path, mo
     assert closed == [DeviceBatches, Checkpoints]
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path):
     task, data = regression(evaluate=False)
     outcome = train(config(steps=150, save_every=0), task, data, tmp_path, seed=0)
@@ -196,6 +200,7 @@ def test_training_learns(tmp_path):
     assert outcome.evaluation == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 3, 5, 11])
 def test_sigterm_saves_and_leaves_with_its_own_status(undisturbed, tmp_path, monkeypatch, capsys, after):
     """After 3 and 11 batches the step to leave at, 4 or 12, is one of saving, and 12 one of evaluating too."""

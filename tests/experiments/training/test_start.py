@@ -18,6 +18,7 @@ def test_a_folder_of_another_seed_is_refused(tmp_path):
         train(config(steps=4), *regression(), tmp_path, seed=6)
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_unless_they_are_allowed(tmp_path, capsys):
     first = train(config(steps=6), *regression(), tmp_path, seed=5)
     with pytest.raises(UserError, match="steps was 6 and is now 9; allow it with --allow_mismatch steps"):
@@ -77,6 +78,7 @@ def test_what_was_taken_over_is_judged_once(tmp_path):
     assert outcome.train["step"][-1] == STEPS and outcome.best_step == STEPS
 
 
+@pytest.mark.slow
 def test_own_checkpoint_then_resume_from_then_init_from_then_scratch(tmp_path, capsys, monkeypatch):
     expected = train(config(), *regression(), tmp_path / "undisturbed", seed=5)
     signalled(monkeypatch, 7)
@@ -96,6 +98,7 @@ def test_own_checkpoint_then_resume_from_then_init_from_then_scratch(tmp_path, c
         train(config(), *regression(), tmp_path / "elsewhere", seed=5)
 
 
+@pytest.mark.slow
 def test_init_from_takes_the_weights_alone(tmp_path):
     source = train(config(steps=8, ema_decay=0.5), *regression(), tmp_path / "a", seed=5)
     task, data = regression()

@@ -33,6 +33,7 @@ def test_gradients_are_those_of_the_plain_sum(at_once):
     np.testing.assert_allclose(got[1]["kernel"], expected[1]["kernel"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_does_not_depend_on_those_beside_it(tmp_path):
     both = train_together(SETTINGS, init, loss, 12, tmp_path / "both", seeds=(3, 8), label="both")
     alone = train_together(SETTINGS, init, loss, 12, tmp_path / "alone", seeds=(8,), label="alone")

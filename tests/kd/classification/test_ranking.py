@@ -92,6 +92,7 @@ def test_pld_truncated():
     np.testing.assert_allclose(in_float64(lambda s: pld(s, tied, Y), S), np.mean(want), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_pld_where_both_exclude_a_class():
     s, t = (np.insert(z, 2, -np.inf, axis=1) for z in (S, T))
     for top_m in (None, 3):

@@ -150,6 +150,7 @@ def test_sample_wise():
     assert value > 0 and np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_sample_wise_of_certain_outputs():
     """Masses that are 0 in float32: transport between what is left, with a gradient."""
     s, t = np.float32([[600.0, 0.0, 0.0], [1.0, 0.0, -np.inf]]), np.float32([[0.0, 1.0, 2.0], [0.0, 1.0, -np.inf]])

@@ -65,6 +65,7 @@ def followed(monkeypatch):
         monkeypatch.setattr(module, "ENOUGH", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("segments", [False, True])
 def test_values_and_gradients_of_packed_sequences(followed, monkeypatch, segments, reverse):

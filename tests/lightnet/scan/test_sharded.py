@@ -31,6 +31,7 @@ def on_eight_devices(*words, **settings):
     in_a_process("tests.lightnet.scan.on_mesh", *words, XLA_FLAGS=devices, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_split_over_the_mesh_is_the_same(name):
     # Both sides of the comparison without most optimisations: nearly all of its time is compilation.

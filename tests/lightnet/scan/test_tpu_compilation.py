@@ -26,6 +26,7 @@ without_compiler = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @without_compiler
 @pytest.mark.parametrize("name", CALLS)
 def test_forward_and_backward_compile_for_four_chips(name):

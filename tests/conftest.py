@@ -1,8 +1,8 @@
 """Strict numerics for every test, and no setting of the shell that started them.
 
-Most of the time of the tests of models and recurrences is compilation, so only a few are quick: of each file the first
-ones, each with its first set of parameters. Of a slow test with several sets of parameters CI runs the first, and it
-runs the smallest preset of every result by itself, without the test of its values; `make test-all` runs every one.
+Most of the time of the tests is compilation. Of models and recurrences only the first tests of each file are quick,
+each with its first set of parameters. CI has no time for all slow tests: it runs the first of each file, with their
+first set of parameters, and the smallest preset of every result by itself. `make test-all` runs every one.
 """
 
 from collections import defaultdict
@@ -11,9 +11,11 @@ from pathlib import Path
 import jax
 import pytest
 
-OF_MODELS, QUICK = [Path(__file__).parent / name for name in ("lightnet", "ssm")], 2
+TESTS = Path(__file__).parent
+OF_MODELS, QUICK = [TESTS / name for name in ("lightnet", "ssm")], 2
+SLOW, SLOW_OF_THE_SCAN_CORE = 2, 4  # tests of a file that CI runs
 # Whose parameters are different things to be tested: mixers, and what may happen to a training.
-EVERY_CASE = [Path(__file__).parent / name for name in ("contracts", "reliability")]
+EVERY_CASE = [TESTS / name for name in ("contracts", "reliability")]
 
 # Broadcasting arrays of different ranks without saying so hides mistakes in shapes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,28 +23,37 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _leave_few_quick(items)
-    seen = set()
+    found: dict[Path, set[str]] = defaultdict(set)
     for item in items:
-        test = (item.path, getattr(item, "originalname", item.name))
-        if test[1] == "test_smoke_run":
+        names, name = found[item.path], getattr(item, "originalname", item.name)
+        if name == "test_smoke_run":
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.exhaustive)
-        if item.get_closest_marker("slow") is None or any(folder in item.path.parents for folder in EVERY_CASE):
+        if not _is(item, "slow") or _is(item, "exhaustive") or _within(item, EVERY_CASE):
             continue
-        if test in seen:
+        most = SLOW_OF_THE_SCAN_CORE if _within(item, [TESTS / "lightnet" / "scan"]) else SLOW
+        if name in names or len(names) >= most:
             item.add_marker(pytest.mark.exhaustive)
-        seen.add(test)
+        names.add(name)
 
 
 def _leave_few_quick(items: list[pytest.Item]) -> None:
     found: dict[Path, set[str]] = defaultdict(set)
     for item in items:
-        if not any(folder in item.path.parents for folder in OF_MODELS):
+        if not _within(item, OF_MODELS):
             continue
         names, name = found[item.path], getattr(item, "originalname", item.name)
         if name in names or len(names) >= QUICK:
             item.add_marker(pytest.mark.slow)
         names.add(name)
+
+
+def _is(item: pytest.Item, marker: str) -> bool:
+    return item.get_closest_marker(marker) is not None
+
+
+def _within(item: pytest.Item, folders: list[Path]) -> bool:
+    return any(folder in item.path.parents for folder in folders)
 
 
 @pytest.fixture(autouse=True)

@@ -66,6 +66,7 @@ def rehearsed(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_everything_is_in_the_record_and_a_second_run_goes_on_from_it(rehearsed, capsys, tmp_path):
     status, told = rehearsed()
     assert status == 0 and told["failures"] == told["left"] == []

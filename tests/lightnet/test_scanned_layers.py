@@ -68,6 +68,7 @@ def test_losses_and_gradients_are_those_of_blocks_one_by_one(tokens, remat):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["lightnet", "softmax"])
 def test_a_state_goes_on_in_either_layout(tokens, kind):
     plain, scanned = model(kind), model(kind, scan_layers=True)

@@ -75,6 +75,7 @@ def test_the_update_of_the_largest_model_lowers_for_every_platform(id):
             assert '[{"data", "fsdp"}, {}]' in arguments and '{"tensor"}' in arguments and '{"fsdp"}' in arguments
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("id", cases())
 def test_the_update_of_the_preset_gpu_fits_into_its_card(id, record_property):
     """Compiled for one device of this machine: an estimate of what the card needs, not a measurement on it."""

@@ -61,6 +61,7 @@ def whole_rows_held(name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MODELS)
 def test_no_device_of_eight_holds_a_whole_row_and_all_give_what_one_gives(name):
     far, held = virtual_devices.on_virtual_devices(8, whole_rows_held, name)

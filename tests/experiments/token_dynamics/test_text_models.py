@@ -42,6 +42,7 @@ def test_the_recipe_keeps_evenly_spaced_states_and_the_last():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_kept_states_are_the_first_the_ones_between_and_the_last(tmp_path):
     text, model = text_models.read_text(SMALL, 0), text_models.build(SIZE, 256)
     kept = text_models.train_kept(recipe(4, 2, batch_size=4), model, text, tmp_path / "a", seed=0)

@@ -32,7 +32,7 @@ from kd.classification import (
 from kd.divergences import DIVERGENCES, divergence, reduce_tokens, token_divergence
 from kd.features import attention_transfer, crd, rkd_angle, rkd_distance
 from kd.fusion import fuse_logits, solve_alpha
-from kd.generators import GENERATORS, Generator
+from kd.generators import GENERATORS, Generator, alpha
 from kd.hidden_states import block_cross_entropy, hidden_cosine, hidden_norm
 from kd.policies import (
     BaselineState,
@@ -115,6 +115,7 @@ __all__ = [
     "abkd",
     "akl",
     "align_spans",
+    "alpha",
     "apply_backspace",
     "attention_transfer",
     "balance_over_time",

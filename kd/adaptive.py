@@ -7,7 +7,8 @@ has no gradient, at 1 the cross-entropy to the teacher. With the relative improv
     delta = (L' - L) / L',    m <- beta m + (1 - beta) delta
     lambda <- min(end, max(line, lambda + a sigmoid(m) (1 - lambda)))
 
-where L' is the loss before and the line goes from start to end over all steps.
+where L' is the loss before and the line goes from start to end over all steps. A loss that is not finite, of an update
+that a training skips, says nothing: m and L' stay, lambda goes on.
 
 **AKL** (arXiv 2404.02657): w KL(p || q) + (1 - w) KL(q || p), w = g_head / (g_head + g_tail), where g sums |p - q| over
 the head and the tail of the teacher's vocabulary; the head is its largest entries as long as their mass is at most mu,
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_mask, check_count, check_number
-from kd.divergences import as_logits, token_divergence
+from kd.divergences import admitting, as_logits, token_divergence
 from kd.rows import times
 from kd.typing import Array, Number
 
@@ -67,7 +68,7 @@ class TAIDState(NamedTuple):
     Attributes:
         interpolation: lambda.
         momentum: m.
-        loss: the one before; not finite where there was none.
+        loss: the last finite one; infinite where there was none.
     """
 
     interpolation: Array
@@ -101,7 +102,7 @@ def taid_update(
 
     Args:
         state: before.
-        loss: of the step.
+        loss: of the step; what is not finite is ignored.
         step: steps done, this one included.
         steps: of the whole training.
         start: lambda at the start.
@@ -125,11 +126,12 @@ def taid_update(
     check_number("beta", beta, at_least=0, below=1)
     check_number("rate", rate, at_least=0)
     loss = jnp.asarray(loss, jnp.float32)
+    told = jnp.isfinite(loss)
     before = jnp.where(jnp.isfinite(state.loss), state.loss, loss)
-    momentum = beta * state.momentum + (1 - beta) * (before - loss) / (before + 1e-15)
+    momentum = jnp.where(told, beta * state.momentum + (1 - beta) * (before - loss) / (before + 1e-15), state.momentum)
     line = start + (end - start) * jnp.asarray(step / steps, jnp.float32)
     faster = state.interpolation + rate * jax.nn.sigmoid(momentum) * (1 - state.interpolation)
-    return TAIDState(jnp.minimum(end, jnp.maximum(line, faster)), momentum, loss)
+    return TAIDState(jnp.minimum(end, jnp.maximum(line, faster)), momentum, jnp.where(told, loss, state.loss))
 
 
 def akl(
@@ -142,6 +144,9 @@ def akl(
     common_vocab: int | None = None,
 ) -> Array:
     """w KL(p || q) + (1 - w) KL(q || p) at every token; see the module.
+
+    An entry that the teacher alone excludes (a logit of -inf) makes KL(q || p) infinite and leaves it no gradient:
+    here it has e^-20 of the student's probability, so that the student is driven from it.
 
     Args:
         s: student logits (..., V).
@@ -166,6 +171,7 @@ def akl(
     s, t = as_logits(s, t, common_vocab)
     check_number("mu", mu, above=0, at_most=1)
     mask = as_mask(mask, s.shape[:-1])
+    t = admitting(s, t, temperature)
     weight = akl_weight(s, t, mu=mu, temperature=temperature, mask=mask)
     forward = token_divergence("forward_kl", s, t, temperature=temperature, mask=mask)
     reverse = token_divergence("reverse_kl", s, t, temperature=temperature, mask=mask)

@@ -60,7 +60,7 @@ def as_floats(shape: str, **operands: Any) -> tuple[Array, ...]:
     return tuple(jnp.asarray(x) for x in operands.values())
 
 
-def as_mask(mask: Any, shape: tuple[int, ...]) -> Array | None:
+def as_mask(mask: Any, shape: tuple[int, ...], *, name: str = "mask") -> Array | None:
     """A boolean array of a shape, or None.
 
     Raises:
@@ -77,7 +77,7 @@ def as_mask(mask: Any, shape: tuple[int, ...]) -> Array | None:
         return None
     fits = isinstance(mask, jax.Array | np.ndarray) and mask.dtype == jnp.bool_ and mask.shape == shape
     if not fits:
-        raise ValueError(f"mask: got {got(mask)}, expected bool{list(shape)}")
+        raise ValueError(f"{name}: got {got(mask)}, expected bool{list(shape)}")
     return jnp.asarray(mask)
 
 

@@ -14,6 +14,8 @@ from kd.generators import f_divergence
 from kd.rows import Row
 from kd.typing import Array, Number
 
+LARGEST_LOG_RATIO = 20.0
+
 # Name -> what makes its row from the arguments of the kind. A new divergence is a new line here.
 DIVERGENCES: dict[str, Callable[..., Row]] = {
     "forward_kl": rows.forward_kl,
@@ -138,6 +140,31 @@ def as_logits(s: ArrayInput, t: ArrayInput, common_vocab: int | None = None) -> 
         s, t = (x[..., :common_vocab] for x in (s, t))
     s, t = as_floats("... V", s=s, t=t)
     return at_least_float32(s), at_least_float32(t)
+
+
+def admitting(s: Array, t: Array, temperature: Number = 1.0) -> Array:
+    """Teacher logits with e^-20 of the student's probability where the teacher alone excludes an entry.
+
+    KL(q || p) is infinite there and its gradient not a number. What is sampled has its log ratio clipped at 20; this is
+    the same bound for sums over the vocabulary.
+
+    Args:
+        s: student logits (..., V).
+        t: teacher logits (..., V).
+        temperature: that divides both.
+
+    Returns:
+        (..., V), without gradient; t itself where nothing is so excluded.
+
+    Example:
+        >>> s, t = jnp.zeros(2), jnp.array([0.0, -jnp.inf])
+        >>> [f"{x:.2f}" for x in admitting(s, t)], admitting(t, t).tolist()
+        (['0.00', '-20.69'], [0.0, -inf])
+    """
+    s, t = jax.lax.stop_gradient((s, t))
+    total = jax.nn.logsumexp(t / temperature, axis=-1, keepdims=True)
+    least = temperature * (jax.nn.log_softmax(s / temperature) + total - LARGEST_LOG_RATIO)
+    return jnp.where(t == -jnp.inf, least, t)
 
 
 def reduce_tokens(x: ArrayInput, mask: ArrayInput = None, denominator: Number | None = None) -> Array:

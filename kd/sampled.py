@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_counted, as_floats, at_least_float32, check_number
-from kd.divergences import reduce_tokens
+from kd.divergences import LARGEST_LOG_RATIO, reduce_tokens
 from kd.generators import Generator, as_generator
 from kd.typing import Array, Number
-
-LARGEST_LOG_RATIO = 20.0
 
 
 def f_dpg_loss(

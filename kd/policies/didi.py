@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd.checks import ArrayInput, as_counted, as_floats, check_mass, check_number, known
+from kd.checks import ArrayInput, as_counted, as_floats, as_mask, at_least_float32, check_mass, check_number, known
 from kd.divergences import reduce_tokens
 from kd.policies.grpo import grpo_advantage
 from kd.typing import Array, Number
@@ -27,7 +27,7 @@ def didi_reward(logits: ArrayInput, masked: ArrayInput) -> Array:
 
     Args:
         logits: of the discriminator (B, T).
-        masked: (B, T), true at positions that are masked at this time.
+        masked: (B, T), true at positions that are masked at this time; the logits elsewhere do not matter.
 
     Returns:
         (B), without gradient; 0 where nothing is masked.
@@ -40,10 +40,12 @@ def didi_reward(logits: ArrayInput, masked: ArrayInput) -> Array:
         >>> didi_reward(logits, masked).tolist()
         [2.0]
     """
-    as_floats("B T", logits=logits)
-    counted, (logits,) = as_counted(masked, logits=logits)
-    number = jnp.sum(jnp.ones_like(logits) if counted is None else counted, axis=1)
-    return jax.lax.stop_gradient(jnp.sum(logits, axis=1) / jnp.maximum(number, 1))
+    (logits,) = as_floats("B T", logits=logits)
+    masked = as_mask(masked, logits.shape, name="masked")
+    if masked is None:
+        raise ValueError(f"masked: got None, expected bool{list(logits.shape)}: what is visible says nothing")
+    total = jnp.sum(jnp.where(masked, at_least_float32(logits), 0), axis=1)
+    return jax.lax.stop_gradient(total / jnp.maximum(jnp.sum(masked, axis=1), 1))
 
 
 def didi_discriminator_loss(

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_counted, check_number
+from kd.divergences import LARGEST_LOG_RATIO
 from kd.generators import Generator, as_generator
-from kd.policies.estimators import LARGEST_LOG_RATIO
 from kd.rows import excess
 from kd.typing import Array, Number
 

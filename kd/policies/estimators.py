@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_counted, as_floats, at_least_float32, check_choice, check_number
+from kd.divergences import LARGEST_LOG_RATIO
 from kd.rows import exp_remainder
 from kd.typing import Array, Number
 
-LARGEST_LOG_RATIO = 20.0
 VALUES = ("k1", "k2", "k3")
 SURROGATES = ("k2", "k3", "reward")
 PRODUCTS = ("token", "state", "prefix", "sequence")

@@ -18,7 +18,7 @@ division by its mean in each of ten equal parts of the time; that reading is not
 import jax
 import jax.numpy as jnp
 
-from kd.checks import ArrayInput, as_counted, as_floats, at_least_float32, check_count, check_number
+from kd.checks import ArrayInput, as_counted, as_floats, at_least_float32, check_count, check_number, known
 from kd.divergences import reduce_tokens
 from kd.generators import Generator, as_generator
 from kd.typing import Array, Number
@@ -41,7 +41,7 @@ def f_distill_weights(
         logit: log r (B), clipped to -10 and 10.
         generator: of the divergence, a name in `GENERATORS` or one's own; total variation has no second derivative.
         smallest: r is not below this.
-        largest: nor above this.
+        largest: nor above this, which is at least the smallest.
         normalize: whether the weights are divided by their mean, so that the step keeps its size.
         mask: (B), true at samples that count; the others have weight 0.
 
@@ -58,7 +58,7 @@ def f_distill_weights(
     """
     as_floats("B", logit=logit)
     check_number("smallest", smallest, above=0)
-    check_number("largest", largest, above=0)
+    check_number("largest", largest, at_least=float(smallest) if known(smallest) else None, above=0)
     derivative = as_generator(generator).derivative
     mask, (logit,) = as_counted(mask, logit=logit)
     log_r = jnp.clip(jax.lax.stop_gradient(logit), -LARGEST_LOGIT, LARGEST_LOGIT)

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_counted, as_floats, check_number
-from kd.divergences import reduce_tokens
+from kd.divergences import LARGEST_LOG_RATIO, reduce_tokens
 from kd.generators import Generator, as_generator
-from kd.policies.estimators import LARGEST_LOG_RATIO
 from kd.typing import Array, Number
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_counted, as_floats, as_mask, check_choice, check_number, got
-from kd.policies.estimators import LARGEST_LOG_RATIO
+from kd.divergences import LARGEST_LOG_RATIO
 from kd.typing import Array, Number
 
 GUIDES = ("none", "response", "group")

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from kd.checks import ArrayInput, as_counted, as_mask, check_choice, check_number
-from kd.divergences import as_logits, reduce_tokens, token_divergence
-from kd.policies.estimators import LARGEST_LOG_RATIO, importance_weights
+from kd.divergences import LARGEST_LOG_RATIO, admitting, as_logits, reduce_tokens, token_divergence
+from kd.policies.estimators import importance_weights
 from kd.sequences.likelihood import token_log_probs
 from kd.typing import Array, Number
 
@@ -99,7 +99,8 @@ def minillm(
     """The token mean of what has MiniLLM's gradient; see the module.
 
     Without the normalisation by length, with denominator = the number of sequences and importance "prefix", its
-    expectation is the gradient of KL(q || p) of whole sequences.
+    expectation is the gradient of KL(q || p) of whole sequences. r is within -20 and 20, and an entry that the teacher
+    alone excludes (a logit of -inf), which makes that KL infinite, has e^-20 of the student's probability.
 
     Args:
         s: student logits (B, T, V) along the samples.
@@ -131,7 +132,7 @@ def minillm(
     r = token_log_probs(jax.lax.stop_gradient(t), tokens, mask=mask) - fixed
     r = jnp.clip(r, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     of_state, of_return, of_reward = _weights(fixed, log_proposal, importance, mask)
-    step = token_divergence("reverse_kl", s, t, mask=mask) * of_state
+    step = token_divergence("reverse_kl", s, admitting(s, t), mask=mask) * of_state
     later = returns_after(of_reward * r, normalize=length_normalized, mask=mask) * of_return
     return reduce_tokens(step - later * log_q, mask, denominator)
 

@@ -100,6 +100,36 @@ def test_akl_where_they_agree_or_do_not_count():
     assert abs(value) < 1e-6 and np.isfinite(gradient).all() and (gradient[1] == 0).all()
 
 
+def test_generators_are_had_from_kd():
+    given = RANDOM.normal(size=(4, 5)).astype(np.float32)
+    for generator in ("forward_kl", kd.GENERATORS["forward_kl"], kd.alpha(1.0)):
+        np.testing.assert_allclose(
+            kd.f_dpo_loss(*given, generator=generator), kd.f_dpo_loss(*given, generator="forward_kl"), rtol=1e-5
+        )
+    assert {"GENERATORS", "Generator", "alpha"} <= set(kd.__all__)
+
+
+def test_akl_where_the_teacher_alone_excludes_an_entry():
+    """As if it had e^-20 of the student's probability; in the limit of less, value and gradient are not finite."""
+    out = np.zeros((4, 9), bool)
+    out[[0, 2], [3, 7]] = True
+    temperature = 2.0
+    p, q = softmax(np.where(out, -np.inf, T) / temperature), softmax(S / temperature)
+    least = np.where(out, q * np.exp(-20.0), p)
+    log_p = np.log(least / least.sum(1, keepdims=True))
+
+    def both(s, t):
+        return jax.value_and_grad(lambda s: akl(s, t, temperature=temperature).sum())(s)
+
+    have, want = (in_float64(both, S, t) for t in (np.where(out, -np.inf, T), temperature * log_p))
+    assert np.isfinite(have[0])
+    np.testing.assert_allclose(have[0], want[0], rtol=1e-12)
+    np.testing.assert_allclose(have[1], want[1], rtol=0, atol=1e-12)
+    assert (have[1][out] > 0).all()  # away from what the teacher excludes
+    excluded = in_float64(both, *(np.where(out, -np.inf, z) for z in (S, T)))
+    assert np.isfinite(excluded[0]) and np.isfinite(excluded[1]).all()
+
+
 GENERATORS_AND_ALPHA = [*GENERATORS.items(), ("alpha", alpha(0.3))]
 
 

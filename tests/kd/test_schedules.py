@@ -44,6 +44,23 @@ def test_one_loop_follows_them_all():
     jax.tree.map(np.testing.assert_array_equal, untouched, states)
 
 
+@pytest.mark.parametrize("skipped", [np.nan, np.inf])
+def test_taid_ignores_a_loss_that_is_not_finite(skipped):
+    """It says nothing of the student; what follows is as if the update had not been made, but for the line."""
+
+    def follow(losses):
+        state = taid_start()
+        for loss in losses:
+            state = taid_update(state, loss, 0, steps=10, rate=0.1)
+        return state
+
+    straight, interrupted, begun = follow([3.0, 2.0]), follow([3.0, skipped, 2.0]), follow([skipped, 3.0, 2.0])
+    for state in (interrupted, begun):
+        assert (state.momentum, state.loss) == (straight.momentum, straight.loss) and straight.momentum > 0
+        assert straight.interpolation < state.interpolation < 1
+    assert taid_update(taid_start(), skipped, 5, steps=10).interpolation >= 0.7
+
+
 def test_states_keep_their_types_in_float64():
     with jax.enable_x64(True):
         for schedule in (taid_schedule(9), distillm_schedule(), of_step(kdrl_beta)):

@@ -238,6 +238,12 @@ def test_a_baseline_in_a_compiled_loop():
         (lambda: kd.guided_mask(Z[None]), "mask: got float"),
         (lambda: kd.guided_mask(Z[None] > 0, "prompt"), "guide: got 'prompt', expected one of none, response, group"),
         (lambda: kd.dph_anchor(Z, Z, generator="kl"), "generator: got 'kl', expected one of reverse_kl"),
+        (lambda: kd.didi_reward(Z[None], None), r"masked: got None, expected bool\[1, 6\]"),
+        (lambda: kd.didi_reward(Z[None], Z[None]), r"masked: got float.*, expected bool\[1, 6\]"),
+        (
+            lambda: kd.f_distill_weights(Z, smallest=2.0, largest=1.0),
+            "largest: got 1.0, expected a number above 0 and of at least 2",
+        ),
         (lambda: kd.didi_loss(Z[None], Z[None], density=np.eye(1, 6)), "the smallest of density: got 0.0"),
         (lambda: kd.didi_loss(Z[None], Z[None], weight=-np.ones((1, 6))), "weight: got -1"),
         (lambda: kd.kdrl_beta(0, least=1.0), "least: got 1.0, expected a number"),

@@ -84,6 +84,26 @@ def test_minillm_by_its_formula(importance):
     np.testing.assert_allclose(have, want / 7, rtol=0, atol=1e-12)
 
 
+def test_minillm_where_the_teacher_alone_excludes_an_entry():
+    """Of the sampled token, or of another: as if it had e^-20 of the student's probability."""
+    s, t = RANDOM.normal(size=(2, 1, 3, 5))
+    y, out = np.array([[1, 0, 4]]), np.zeros((1, 3, 5), bool)
+    out[0, [0, 1], [1, 2]] = True
+    p = softmax(np.where(out, -np.inf, t))
+    log_p = np.log(np.where(out, softmax(s) * np.exp(-20.0), p))
+
+    def both(s, t):
+        return jax.value_and_grad(lambda s: kd.minillm(s, t, y))(s)
+
+    have, want = in_float64(both, s, np.where(out, -np.inf, t)), in_float64(both, s, log_p)
+    assert np.isfinite(have[0])
+    np.testing.assert_allclose(
+        have[0], want[0], rtol=1e-8
+    )  # r is clipped at 20 exactly, beside a sum that is 1 + e^-20
+    np.testing.assert_allclose(have[1], want[1], rtol=0, atol=1e-7)
+    assert (have[1][out] > 0).all()
+
+
 @pytest.mark.slow
 def test_sequences_of_the_teacher():
     """Their cross-entropy has the gradient of KL(teacher || student); so, weighted, do those of the student."""

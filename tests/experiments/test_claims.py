@@ -1,11 +1,15 @@
 """The ledger: every row has a registered result or a reason, and results and ledger agree."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from experiments.claims import CERTAINTIES, contradictions, ledger
 from experiments.errors import UserError
 from experiments.registry import discover, load_id
 
+ROOT = Path(__file__).parents[2]
 PAPERS = {
     "lightnet",
     "token_dynamics",
@@ -83,6 +87,14 @@ def test_a_row_that_is_not_allowed_is_told_in_one_line(tmp_path, old, new, told)
     assert old in ROW
     with pytest.raises(UserError, match=told.replace("[", r"\[")):
         ledger(write(tmp_path, ROW.replace(old, new, 1)))
+
+
+def test_tests_that_rows_name_are_there():
+    named = {name for row in ledger().values() for name in re.findall(r"tests/\S+\.py::\w+", row.reason)}
+    assert named
+    for name in named:
+        path, _, function = name.partition("::")
+        assert f"def {function}(" in (ROOT / path).read_text(), name
 
 
 def test_an_absent_ledger_is_named(tmp_path):

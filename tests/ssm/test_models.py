@@ -34,3 +34,9 @@ def test_published_sizes(mixer, layers, vocabulary, parameters):
     model = mamba_lm(Architecture(mixer, vocabulary, layers))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+
+
+@pytest.mark.parametrize(("mixer", "numbers"), [(Mamba(width=768), 24_576), (Mamba2(width=768), 196_608)])
+def test_states_of_the_published_sizes(mixer, numbers):
+    """What a layer remembers at 130 M parameters, beside the few tokens of its convolution."""
+    assert jax.eval_shape(lambda: mixer.init_state(1)).ssm.size == numbers

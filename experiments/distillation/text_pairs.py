@@ -334,18 +334,19 @@ def _append(table: dict[str, list], *row: Any) -> None:
 def _measured(config: Config, table: dict[str, list], speeds: dict[str, list]) -> dict[str, Any]:
     """The claims whose pairs were trained, one value per seed."""
 
-    def column(teacher: str, name: str, learns: str) -> np.ndarray:
-        rows = zip(table["teacher"], table["learns"], table[name], strict=True)
-        return np.array([value for of, kind, value in rows if (of, kind) == (teacher, learns)])
+    def column(pair: tuple[str, str], name: str, learns: str) -> np.ndarray:
+        rows = zip(table["teacher"], table["student"], table["learns"], table[name], strict=True)
+        return np.array([value for *of, kind, value in rows if (*of, kind) == (*pair, learns)])
 
     measured: dict[str, Any] = {}
+    pairs = list(dict.fromkeys(zip(config.teachers, config.students, strict=True)))
     if {LABELS, TEXT} <= set(config.learns):
-        for pair in set(zip(config.teachers, config.students, strict=True)) & set(PAIRS):
+        for pair in set(pairs) & set(PAIRS):
             teacher, student = (name.partition("+")[0] for name in pair)
-            gain = column(pair[0], "loss", LABELS) - column(pair[0], "loss", TEXT)
+            gain = column(pair, "loss", LABELS) - column(pair, "loss", TEXT)
             measured[f"distillation/pair-{teacher}-to-{student}"] = gain
     if {TEXT, OWN} <= set(config.learns):
-        gains = [column(name, "divergence", TEXT) - column(name, "divergence", OWN) for name in config.teachers]
+        gains = [column(pair, "divergence", TEXT) - column(pair, "divergence", OWN) for pair in pairs]
         measured["distillation/pair-own-samples"] = np.minimum.reduce(gains)
     if config.calls:
         ratios = np.reshape(speeds["ratio, all own"], (len(config.teachers), -1))

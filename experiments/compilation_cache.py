@@ -1,4 +1,6 @@
-"""Compiled programs that outlive the process, so that a run that is continued starts without compiling again."""
+"""Time spent on compiling: programs that outlive the process, so that a run that is continued does not compile again,
+and programs that are hardly optimised, for runs that are over before that would pay.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +38,15 @@ def keep_compiled_programs() -> None:
     # JAX keeps only what took a second to compile; a small run consists of many programs that take less.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+
+def compile_quickly() -> None:
+    """Let XLA leave out most optimisations, unless the environment says otherwise: nearly all of a smoke run's time.
+
+    To be called before JAX is imported, which reads this setting from the environment; does nothing later.
+    """
+    if "jax" not in sys.modules:
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 
 def default_folder(environment: Mapping[str, str]) -> Path:

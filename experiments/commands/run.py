@@ -15,7 +15,7 @@ import tyro
 from experiments import distributed, runs
 from experiments.commands import PROGRAM
 from experiments.commands.flags import RunsDir, exactly, flag_names, parse, parse_known
-from experiments.compilation_cache import keep_compiled_programs
+from experiments.compilation_cache import compile_quickly, keep_compiled_programs
 from experiments.errors import UserError, one_line
 from experiments.evidence import same_claims
 from experiments.execution import Job, execute, identity
@@ -101,6 +101,8 @@ def main(arguments: Sequence[str]) -> int:
         if result not in results:
             print(f"left out: {result.id} has no preset {first.preset}", file=sys.stderr)
     keep_compiled_programs()
+    if first.preset == "smoke":
+        compile_quickly()
     if first.processes > 1 and not distributed.is_one_of_several():
         commands = [_words_for(job, jobs, arguments, str(target)) for job in jobs]
         return _supervise_all(jobs, commands, first)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments import compilation_cache
-from experiments.compilation_cache import default_folder, keep_compiled_programs
+from experiments.commands import run
+from experiments.compilation_cache import compile_quickly, default_folder, keep_compiled_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -71,6 +72,25 @@ def test_nothing_is_set_once_jax_is_there(fresh, tmp_path, monkeypatch):
     fresh["XDG_CACHE_HOME"] = str(tmp_path)
     keep_compiled_programs()
     assert settings(fresh) == {}
+
+
+def test_only_what_is_over_at_once_is_hardly_optimised(fresh, monkeypatch):
+    compile_quickly()
+    assert settings(fresh) == {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    fresh["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "false"
+    compile_quickly()
+    assert settings(fresh) == {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
+    fresh.clear()
+    monkeypatch.setitem(sys.modules, "jax", object())
+    compile_quickly()
+    assert settings(fresh) == {}
+
+
+@pytest.mark.parametrize(("preset", "quickly"), [("smoke", True), ("cpu", False)])
+def test_smoke_runs_are_compiled_quickly(fresh, monkeypatch, preset, quickly):
+    monkeypatch.setattr(run, "_run_all", lambda jobs: 0)
+    assert run.main(["distillation/kl_estimators", "--preset", preset]) == 0
+    assert ("JAX_DISABLE_MOST_OPTIMIZATIONS" in fresh) == quickly
 
 
 def test_another_processor_has_another_folder(monkeypatch):

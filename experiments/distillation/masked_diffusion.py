@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="DiDi-Instruct (arXiv 2509.25035)",
     source="its ablation and its curve over evaluations, on a Markov source",
-    minutes={"smoke": 0.05, "cpu": 2},
+    minutes={"smoke": 0.05, "cpu": 10},
 )
 # as in `masked_paths.Arm`: decomposed, one_time, weighted, dense, regularised
 ARMS = {
@@ -262,7 +262,8 @@ def plot(result: StoredResult) -> Figure:
             rows = [(table["arm"] == arm) & (table["evaluations"] == n) for n in evaluations]
             color = "k" if arm == TEACHER else f"C{number}"
             axis.plot(evaluations, [table[name][row].mean() for row in rows], "o-", color=color, label=arm)
-        axis.set(xlabel="evaluations", ylabel=label, xscale="log")
+        axis.set(xlabel="evaluations", ylabel=label)
+        axis.set_xscale("log", base=2)
         if name != "entropy":
             axis.set_yscale("log")
     axes[0].legend(fontsize=7)

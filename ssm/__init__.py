@@ -9,7 +9,8 @@
 | `RefinedMamba` | as `Mamba`; a sign of its projections chosen, or tokens reordered | yes | a scan | as `Mamba` |
 | `Mamba2` | one real decay per head | yes | a scan by chunks | (B, H, N, P) and a window |
 
-The theory of their tokens in deep stacks is `ssm.dynamics`. Names are imported on first use.
+`HiSS` puts any mixer within chunks of samples under any mixer of the chunks. The theory of tokens in deep stacks is
+`ssm.dynamics`. Names are imported on first use.
 """
 
 from importlib import import_module
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssm import dynamics
+    from ssm.hiss import HiSS, HiSSState
     from ssm.mamba import Mamba
     from ssm.mamba2 import Mamba2
     from ssm.models import Architecture, mamba_lm
@@ -31,6 +33,8 @@ __all__ = [
     "S4D",
     "S5",
     "Architecture",
+    "HiSS",
+    "HiSSState",
     "Mamba",
     "Mamba2",
     "RefinedMamba",
@@ -43,6 +47,8 @@ __all__ = [
 
 _MODULE_OF = {
     "Architecture": "models",
+    "HiSS": "hiss",
+    "HiSSState": "hiss",
     "S4": "s4",
     "S4D": "s4d",
     "S5": "s5",

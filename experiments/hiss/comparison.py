@@ -24,7 +24,7 @@ TARGETS = 2
 _PARTS = {"train": 0, "validation": 1, "test": 2}
 
 
-def recipe(steps: int, eval_every: int, batch_size: int = 16) -> TrainConfig:
+def recipe(steps: int, eval_every: int, batch_size: int = 8) -> TrainConfig:
     """The training that all models have.
 
     Args:
@@ -53,19 +53,19 @@ class SensorConfig(results.Config):
     """What is recorded."""
     freq_ratio: int = 10
     """Samples of a chunk."""
-    validation: int = 64
+    validation: int = 48
     """Recordings to choose the evaluation by."""
-    test: int = 128
+    test: int = 96
     """Recordings to test on."""
     width: int = 24
     """Channels of each level."""
     layers: int = 2
     """Blocks of each level."""
-    state_size: int = 16
+    state_size: int = 8
     """Numbers of state per channel, of S4 and Mamba."""
     heads: int = 2
     """Heads of attention."""
-    train: TrainConfig = field(default_factory=lambda: recipe(400, 40))
+    train: TrainConfig = field(default_factory=lambda: recipe(400, 50))
     """The training of every model."""
 
     def __post_init__(self) -> None:

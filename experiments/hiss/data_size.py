@@ -8,7 +8,7 @@ code. All are trained for the same number of updates, and judged where their err
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.hiss.comparison import SensorConfig, check_names, gain, recipe, train_model
 from experiments.results import About, Claim, Result, StoredResult
-from experiments.training.config import require
+from experiments.training.config import TrainConfig, require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +38,8 @@ class Config(SensorConfig):
     """Which are trained."""
     recordings: tuple[int, ...] = (24, FEW, ENOUGH)
     """Training recordings, ascending."""
+    train: TrainConfig = field(default_factory=lambda: recipe(600, 50))
+    """The training of every model."""
 
     def __post_init__(self) -> None:
         """Check the ranges and the names."""

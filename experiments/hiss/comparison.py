@@ -45,6 +45,17 @@ def recipe(steps: int, eval_every: int, batch_size: int = 8) -> TrainConfig:
     )
 
 
+SMOKE: dict[str, Any] = {
+    "seeds": (0,),
+    "width": 4,
+    "layers": 1,
+    "state_size": 2,
+    "validation": 2,
+    "test": 2,
+    "train": recipe(1, 1, 2),
+}
+
+
 @dataclass(frozen=True)
 class SensorConfig(results.Config):
     """The recordings, the size of the models and their training."""
@@ -98,8 +109,8 @@ def check_names(names: Sequence[str], field: str = "models") -> None:
 class Part(NamedTuple):
     """Recordings as a model takes them: inputs (n, L, 6) and targets (n, L / freq_ratio, 2)."""
 
-    inputs: np.ndarray
-    targets: np.ndarray
+    inputs: Any
+    targets: Any
 
 
 def parts(config: SensorConfig, seed: int, count: int, cutoff: float = 0.0) -> dict[str, Part]:
@@ -171,7 +182,7 @@ def train_model(config: SensorConfig, name: str, count: int, folder: Path, cutof
     from experiments.training.together import number_of_parameters, train_together
 
     size = LevelSize(config.width, config.layers, config.state_size, config.heads)
-    model = model_of(read_name(name), size, TARGETS, config.freq_ratio)
+    model: Any = model_of(read_name(name), size, TARGETS, config.freq_ratio)
     found = [parts(config, seed, count, cutoff) for seed in config.seeds]
     inputs, targets = (jnp.concatenate([own["train"][i] for own in found]) for i in range(2))
 
@@ -191,9 +202,11 @@ def train_model(config: SensorConfig, name: str, count: int, folder: Path, cutof
         evaluate=_errors(model, found, config.seeds),
     )
     history, models = outcome.evaluation, len(config.seeds)
-    curves = [np.stack([history[f"{part} {seed}"] for seed in config.seeds]) for part in ("validation", "test")]
+    validation, test = (
+        np.stack([history[f"{part} {seed}"] for seed in config.seeds]) for part in ("validation", "test")
+    )
     parameters = number_of_parameters(outcome.params, models)
-    return Trained(history["step"], *curves, parameters, outcome.seconds / models)
+    return Trained(history["step"], validation, test, parameters, outcome.seconds / models)
 
 
 def _errors(model: Any, found: Sequence[Mapping[str, Part]], seeds: Sequence[int]) -> Callable[[Any], dict[str, float]]:

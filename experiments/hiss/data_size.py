@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from experiments.hiss.comparison import SensorConfig, check_names, gain, recipe, train_model
+from experiments.hiss.comparison import SMOKE, SensorConfig, check_names, gain, recipe, train_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import TrainConfig, require
 
@@ -51,9 +51,8 @@ class Config(SensorConfig):
             raise ValueError(f"recordings: got {self.recordings}, expected ascending numbers")
 
 
-_SMOKE = {"width": 4, "layers": 1, "state_size": 2, "validation": 2, "test": 2, "train": recipe(1, 1, 2)}
 PRESETS = {
-    "smoke": Config(seeds=(0,), models=("lstm over lstm",), recordings=(2,), **_SMOKE),
+    "smoke": Config(models=("lstm over lstm",), recordings=(2,), **SMOKE),
     "cpu": Config(),
 }
 
@@ -117,7 +116,7 @@ def run(config: Config, run_dir: Path) -> Result:
     return Result(measured=_measured(errors, config.recordings), tables={"errors": rows}, series=curves)
 
 
-def _measured(errors: Mapping[tuple[str, int], np.ndarray], recordings: tuple[int, ...]) -> dict[str, np.ndarray]:
+def _measured(errors: Mapping[tuple[str, int], np.ndarray], recordings: tuple[int, ...]) -> dict[str, Any]:
     """The claims of those models and numbers that are there."""
     if not {(name, count) for name in (HIERARCHY, ALIGNED, RELEASED) for count in recordings} <= errors.keys():
         return {}
@@ -125,7 +124,7 @@ def _measured(errors: Mapping[tuple[str, int], np.ndarray], recordings: tuple[in
     def gains(flat: str, count: int) -> np.ndarray:
         return gain(errors[HIERARCHY, count], errors[flat, count])
 
-    found = {}
+    found: dict[str, Any] = {}
     if len(recordings) > 1:
         few, most = recordings[0], recordings[-1]
         found["hiss/abstract-small-data"] = gains(RELEASED, few) - gains(RELEASED, most)

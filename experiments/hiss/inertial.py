@@ -34,7 +34,7 @@ RONIN_ORIENTATIONS = {
     "ekf_ori_error": "pose/ekf_ori",
 }
 CAPTURE_RATE = 60.0
-CAPTURE_SENSORS = ("Head", "Sternum", "Pelvis", "L_UpArm", "R_UpArm", "L_LowArm", "R_LowArm")
+CAPTURE_SENSORS: tuple[str, ...] = ("Head", "Sternum", "Pelvis", "L_UpArm", "R_UpArm", "L_LowArm", "R_LowArm")
 CAPTURE_SENSORS += ("L_UpLeg", "R_UpLeg", "L_LowLeg", "R_LowLeg", "L_Foot", "R_Foot")
 CAPTURE_JOINTS = 21
 METRES_PER_INCH = 0.0254

@@ -74,7 +74,8 @@ def joystick_control(folder: Path) -> list[Recording]:
         readings = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
         resting = np.median(readings[:100], axis=0)
         sensors = track(touch, time, np.clip(readings - resting, -XELA_LIMIT, XELA_LIMIT))
-        told = track(joystick, *read_hdf5(joystick, ("timestamps", "axes")), channels=3)
+        moved, axes = read_hdf5(joystick, ("timestamps", "axes"))
+        told = track(joystick, moved, axes, channels=3)
         shortest, longest = JOYSTICK_SECONDS
         if all(shortest <= round(given.time[-1] - given.time[0]) <= longest for given in (sensors, told)):
             samples, axes = aligned(place, sensors, told)
@@ -89,7 +90,8 @@ def _kinova_recordings(folders: list[Path]) -> list[tuple[Path, np.ndarray, np.n
     found = []
     for place in folders:
         reskin, kinova = place / "reskin_sensor_values.h5", place / "kinova_cartesian_states.h5"
-        sensors = track(reskin, *read_hdf5(reskin, ("timestamps", "sensor_values")), channels=RESKIN_CHANNELS)
+        time, readings = read_hdf5(reskin, ("timestamps", "sensor_values"))
+        sensors = track(reskin, time, readings, channels=RESKIN_CHANNELS)
         if np.abs(np.diff(sensors.values, axis=0)).max() > LARGEST_JUMP:
             continue
         time, positions, orientations = read_hdf5(kinova, ("timestamps", "positions", "orientations"))

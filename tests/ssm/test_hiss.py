@@ -35,14 +35,6 @@ class RunningSum(Mixer):
         return jnp.cumsum(x, axis=1), None
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly():
-    """Without most optimisations: these tests are about what is computed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def stack(mixer, width=6):
     steps = {} if mixer in (ATTENTION, BOTH_WAYS, RunningSum) else STEPS
     # The options given here come last: the backbone's scale of small initial values would hide what is tested.
@@ -64,6 +56,27 @@ def apply(model, variables, *arguments, **options):
 def close(actual, expected):
     """Equal up to float32 rounding."""
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_the_equations_by_hand():
+    model, variables, x = made(RunningSum, RunningSum)
+    params = jax.tree.map(np.asarray, variables["params"])
+
+    def norm(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+    def dense(name, x):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    expected = np.zeros((BATCH, CHUNKS, TARGETS))
+    for row in range(BATCH):
+        features = []
+        for chunk in range(CHUNKS):
+            e = dense("embed", np.asarray(x[row, chunk * RATIO : (chunk + 1) * RATIO]))
+            features.append(dense("connect", norm(e[-1] + norm(e).sum(axis=0))))  # the residual block, at its end
+            f = np.stack(features)
+            expected[row, chunk] = dense("head", norm(f[-1] + norm(f).sum(axis=0)))
+    close(model.apply(variables, x), expected)
 
 
 def test_a_prediction_does_not_depend_on_later_chunks_to_the_bit_and_does_on_its_own():
@@ -99,36 +112,16 @@ def test_with_one_sample_per_chunk_it_is_the_flat_model_of_both_stacks():
     params, length = variables["params"], x.shape[1]
     alone = jnp.broadcast_to(jnp.arange(length)[None], x.shape[:2])  # the lower level sees single samples
 
+    def dense(name, x):
+        return x @ params[name]["kernel"] + params[name]["bias"][None, None]
+
     def flat(x):
-        e = x @ params["embed"]["kernel"] + params["embed"]["bias"]
-        low, _ = model.low.apply({"params": params["low"]}, e, segment_ids=alone)
-        features = low @ params["connect"]["kernel"] + params["connect"]["bias"]
-        high, _ = model.high.apply({"params": params["high"]}, features)
-        return high @ params["head"]["kernel"] + params["head"]["bias"]
+        low, _ = model.low.apply({"params": params["low"]}, dense("embed", x), segment_ids=alone)
+        high, _ = model.high.apply({"params": params["high"]}, dense("connect", low))
+        return dense("head", high)
 
     assert apply(model, variables, x).shape == (BATCH, length, TARGETS)
     close(apply(model, variables, x), jax.jit(flat)(x))
-
-
-def test_the_equations_by_hand():
-    model, variables, x = made(RunningSum, RunningSum)
-    params = jax.tree.map(np.asarray, variables["params"])
-
-    def norm(x):
-        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-
-    def dense(name, x):
-        return x @ params[name]["kernel"] + params[name]["bias"]
-
-    expected = np.zeros((BATCH, CHUNKS, TARGETS))
-    for row in range(BATCH):
-        features = []
-        for chunk in range(CHUNKS):
-            e = dense("embed", np.asarray(x[row, chunk * RATIO : (chunk + 1) * RATIO]))
-            features.append(dense("connect", norm(e[-1] + norm(e).sum(axis=0))))  # the residual block, at its end
-            f = np.stack(features)
-            expected[row, chunk] = dense("head", norm(f[-1] + norm(f).sum(axis=0)))
-    close(model.apply(variables, x), expected)
 
 
 def test_padding_on_both_sides_and_a_partial_last_chunk():
@@ -184,7 +177,7 @@ def test_recordings_packed_into_a_row_are_those_recordings_by_themselves():
     ("low", "high"),
     [
         (SMALL_MAMBA, ATTENTION),
-        pytest.param(ATTENTION, partial(S4, state_size=4), marks=[pytest.mark.slow, pytest.mark.exhaustive]),
+        pytest.param(ATTENTION, partial(S4, state_size=4), marks=pytest.mark.exhaustive),
     ],
 )
 def test_streaming_equals_the_whole(low, high):
@@ -202,6 +195,7 @@ def test_streaming_equals_the_whole(low, high):
             close(held, whole[:, chunk - 1])
 
 
+@pytest.mark.exhaustive
 def test_levels_need_not_be_causal_within_a_chunk():
     model, variables, x = made(BOTH_WAYS)
     poisoned = x.at[:, 2 * RATIO :].multiply(-100.0)

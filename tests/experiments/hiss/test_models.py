@@ -41,9 +41,8 @@ def test_a_hierarchy_and_its_levels_without_chunks_have_the_same_parameters():
 
 
 def test_flat_models_see_samples_up_to_where_they_are_read():
-    x = np.random.default_rng(0).standard_normal((1, 20, 3)).astype(np.float32)
-    later = x.copy()
-    later[:, 11:] += 1  # behind the first sample of the third chunk of five
+    x = jax.random.normal(jax.random.key(0), (1, 20, 3))
+    later = x.at[:, 11:].add(1.0)  # behind the first sample of the third chunk of five
     for reads, seen in (("start", 3), ("end", 2), ("chunk", 2)):
         name = "lstm over lstm" if reads == "chunk" else f"flat lstm {reads}"
         model = model_of(read_name(name), SIZE, num_targets=2, freq_ratio=5)

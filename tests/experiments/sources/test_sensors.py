@@ -20,13 +20,13 @@ def test_recordings_are_a_pure_function_of_the_seed():
 
 def test_the_velocity_has_the_stated_moments():
     sensors = Sensors(length=60, bandwidth=0.7)
-    _, velocity = sensors.sample(0, 4000)
-    # Means over 4000 recordings; the standard error of each of these moments is at most sqrt(3 / 4000) < 0.03.
-    assert np.abs(velocity.mean(axis=0)).max() < 0.1 and np.abs((velocity**2).mean(axis=0) - 1).max() < 0.1
+    _, velocity = sensors.sample(0, 1500)
+    # Means over 1500 recordings, whose standard error is at most sqrt(2 / 1500) < 0.04.
+    assert np.abs(velocity.mean(axis=0)).max() < 0.15 and np.abs((velocity**2).mean(axis=0) - 1).max() < 0.15
     lag = np.arange(60) / sensors.rate
     covariance = (velocity[:, :1] * velocity).mean(axis=0)
-    np.testing.assert_allclose(covariance, np.exp(-0.5 * (2 * np.pi * 0.7 * lag) ** 2)[:, None] * [1, 1], atol=0.1)
-    assert np.abs((velocity[..., 0] * velocity[..., 1]).mean()) < 0.05
+    np.testing.assert_allclose(covariance, np.exp(-0.5 * (2 * np.pi * 0.7 * lag) ** 2)[:, None] * [1, 1], atol=0.15)
+    assert np.abs((velocity[..., 0] * velocity[..., 1]).mean()) < 0.1
 
 
 def test_quiet_sensors_read_the_acceleration_along_their_directions():
@@ -34,24 +34,24 @@ def test_quiet_sensors_read_the_acceleration_along_their_directions():
     readings, velocity = sensors.sample(5, 50)
     slope = np.gradient(velocity.astype(float), 1 / sensors.rate, axis=1)[:, 1:-1] / (np.pi * 1.0)
     np.testing.assert_allclose(readings[:, 1:-1], slope @ DIRECTIONS.T, atol=2e-3)
-    assert abs(Sensors(**QUIET).sample(0, 3000)[0].var() - 1) < 0.1
+    assert abs(Sensors(length=50, **QUIET).sample(0, 1000)[0].var() - 1) < 0.15  # about three standard errors
     np.testing.assert_allclose(readings.sum(axis=-1), 0, atol=1e-5)  # three directions at 120 degrees
 
 
 @pytest.mark.parametrize("name", ["drift", "vibration", "noise"])
 def test_each_disturbance_has_the_stated_variance(name):
-    sensors = Sensors(**{**QUIET, name: 0.8})
-    disturbed, velocity = sensors.sample(9, 3000)
+    sensors = Sensors(length=60, **{**QUIET, name: 0.8})
+    disturbed, velocity = sensors.sample(9, 1500)
     acceleration = np.gradient(velocity.astype(float), 1 / sensors.rate, axis=1) / (2 * np.pi * sensors.bandwidth)
     added = (disturbed - acceleration @ DIRECTIONS.T)[:, 2:-2]
     seconds = np.arange(sensors.length)[2:-2] / sensors.rate
     growth = {"drift": 1 + seconds, "vibration": np.ones_like(seconds), "noise": np.ones_like(seconds)}[name]
-    np.testing.assert_allclose(added.var(axis=(0, 2)) / 0.64, growth, rtol=0.1)
+    np.testing.assert_allclose(added.var(axis=(0, 2)) / 0.64, growth, rtol=0.12)  # four standard errors, sqrt(4 / 4500)
 
 
 def test_the_vibration_grows_with_the_speed_and_stands_at_its_frequencies():
     sensors = Sensors(length=500, **{**QUIET, "vibration": 0.5}, frequencies=(14.0, 18.0))
-    readings, velocity = sensors.sample(2, 200)
+    readings, velocity = sensors.sample(2, 100)
     acceleration = np.gradient(velocity.astype(float), 1 / sensors.rate, axis=1) / (2 * np.pi * sensors.bandwidth)
     added = (readings - acceleration @ DIRECTIONS.T)[:, 2:-2]
     speed = np.linalg.norm(velocity, axis=-1)[:, 2:-2]

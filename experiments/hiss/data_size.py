@@ -52,7 +52,7 @@ class Config(SensorConfig):
 
 
 PRESETS = {
-    "smoke": Config(models=("lstm over lstm",), recordings=(2,), **SMOKE),
+    "smoke": Config(models=("transformer over transformer",), recordings=(2,), **SMOKE),
     "cpu": Config(),
 }
 

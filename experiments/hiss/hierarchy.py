@@ -61,7 +61,7 @@ class Config(SensorConfig):
 
 
 PRESETS = {
-    "smoke": Config(models=("lstm over lstm",), filtered=(), recordings=2, **SMOKE),
+    "smoke": Config(models=("transformer over transformer",), filtered=(), recordings=2, **SMOKE),
     "cpu": Config(),
 }
 

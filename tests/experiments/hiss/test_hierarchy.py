@@ -13,6 +13,7 @@ from tests.experiments.result_run import check_run
 
 SMALL = replace(
     hierarchy.PRESETS["smoke"],
+    models=("lstm over lstm",),
     filtered=("lstm over lstm",),
     seeds=(3, 5),
     sensors=Sensors(length=20),

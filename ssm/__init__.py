@@ -9,7 +9,8 @@
 | `RefinedMamba` | as `Mamba`; a sign of its projections chosen, or tokens reordered | yes | a scan | as `Mamba` |
 | `Mamba2` | one real decay per head | yes | a scan by chunks | (B, H, N, P) and a window |
 
-`HiSS` puts any mixer within chunks of samples under any mixer of the chunks. The theory of tokens in deep stacks is
+`HiSS` puts any mixer within chunks of samples under any mixer of the chunks. `SIGMA` is a recommender around Mamba:
+scores of the next item from the items before, as released and corrected. The theory of tokens in deep stacks is
 `ssm.dynamics`. Names are imported on first use.
 """
 
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from ssm.s4 import S4
     from ssm.s4d import S4D
     from ssm.s5 import S5
+    from ssm.sigma import SIGMA
 
 __all__ = [
     "S4",
     "S4D",
     "S5",
+    "SIGMA",
     "Architecture",
     "HiSS",
     "HiSSState",
@@ -52,6 +55,7 @@ _MODULE_OF = {
     "S4": "s4",
     "S4D": "s4d",
     "S5": "s5",
+    "SIGMA": "sigma",
     "Mamba": "mamba",
     "Mamba2": "mamba2",
     "RefinedMamba": "refinements",

@@ -102,6 +102,7 @@ class Mamba(Mixer):
         conv_bias: bias of the convolution.
         out_scale: standard deviation of the output kernel's initial values.
         out_init: initializer of the output kernel in place of that; None draws from a normal distribution.
+        kernel_init: initializer of the kernels of all projections, in place of the published ones; `out_init` precedes.
         dtype: of the computation; None takes that of the inputs and parameters. The recurrence is float32 at least.
 
     Example:
@@ -126,6 +127,7 @@ class Mamba(Mixer):
     conv_bias: bool = True
     out_scale: float = 0.02
     out_init: Callable[..., Array] | None = None
+    kernel_init: Callable[..., Array] | None = None
     dtype: Any = None
 
     @property
@@ -142,18 +144,19 @@ class Mamba(Mixer):
         """Declare the parameters."""
         self._check()
         inner, rank, states = self.inner, self.rank, self.state_size
-        into = partitioned(uniform_init(self.width**-0.5), "embed", None, "mlp")
+        into = partitioned(self._projected_from(self.width), "embed", None, "mlp")
         parts = (self._parts, inner)
         self.in_proj = nn.DenseGeneral(parts, use_bias=self.use_bias, kernel_init=into, dtype=self.dtype)
         self.conv1d = DepthwiseTaps(self.conv_width, inner, self.conv_bias)
-        select = partitioned(uniform_init(inner**-0.5), "mlp", None)
+        select = partitioned(self._projected_from(inner), "mlp", None)
         self.x_proj = self._selection(rank + 2 * states, select)
-        step = partitioned(uniform_init(rank**-0.5), None, "mlp")
+        step = partitioned(self._projected_from(rank), None, "mlp")
         self.dt_proj = nn.Dense(inner, use_bias=False, kernel_init=step)
         self.dt_bias = self.param("dt_bias", partitioned(step_bias_init(self.dt_min, self.dt_max), "mlp"), (inner,))
         self.A_log = self.param("A_log", partitioned(s4d_real_init, "mlp", None), (inner, states))
         self.D = self._declared_skip()
-        out = partitioned(self.out_init or nn.initializers.normal(self.out_scale), "mlp", "embed")
+        out_init = self.out_init or self.kernel_init or nn.initializers.normal(self.out_scale)
+        out = partitioned(out_init, "mlp", "embed")
         self.out_proj = nn.Dense(self.width, use_bias=self.use_bias, kernel_init=out, dtype=self.dtype)
 
     @property
@@ -219,6 +222,10 @@ class Mamba(Mixer):
     def _wide(self) -> Any:
         """The precision of the recurrence and of states."""
         return jnp.result_type(float) if self.dtype is None else jnp.promote_types(self.dtype, jnp.float32)
+
+    def _projected_from(self, features: int) -> Callable[..., Array]:
+        """Initializer of a kernel of so many inputs."""
+        return self.kernel_init or uniform_init(features**-0.5)
 
     def _check(self) -> None:
         for name in ("state_size", "expand", "conv_width", "rank"):

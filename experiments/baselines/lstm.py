@@ -1,4 +1,4 @@
-"""The long short-term memory as a mixer, so that it stands in the same stack as what it is compared with."""
+"""The long short-term memory and the gated recurrent unit as mixers, in one stack with what they are compared to."""
 
 from typing import Any
 
@@ -51,5 +51,22 @@ class LSTM(Mixer):
             ValueError: something that is not supported is given.
         """
         self.require(state=state is not None, segments=segment_ids is not None, mask=mask is not None)
-        y: Any = nn.RNN(nn.OptimizedLSTMCell(self.width, dtype=self.dtype))(x)
+        y: Any = nn.RNN(self._cell())(x)
         return y, None
+
+    def _cell(self) -> nn.RNNCellBase:
+        return nn.OptimizedLSTMCell(self.width, dtype=self.dtype)
+
+
+class GRU(LSTM):
+    """A layer of Flax's gated recurrent unit in the same way.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> GRU(width=4).init_with_output(jax.random.key(0), jnp.ones((1, 5, 4)))[0][0].shape
+        (1, 5, 4)
+    """
+
+    def _cell(self) -> nn.RNNCellBase:
+        return nn.GRUCell(self.width, dtype=self.dtype)

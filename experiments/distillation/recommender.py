@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -141,52 +141,6 @@ CLAIMS = (
 )
 
 
-class Source(NamedTuple):
-    """Logits of the next item are (last[b] + older[a]) @ items.T after the items a and b.
-
-    Attributes:
-        last: (items, rank).
-        older: (items, rank).
-        items: (items, rank).
-    """
-
-    last: Any
-    older: Any
-    items: Any
-
-    def log_law(self, older: Any, last: Any) -> jax.Array:
-        """Log probabilities of the next item (..., items) after two (...)."""
-        import jax
-
-        return jax.nn.log_softmax((self.last[last] + self.older[older]) @ self.items.T)
-
-
-def source(config: Config, key: Any) -> Source:
-    """Normal factors, with the last item twice as important as the one before."""
-    import jax
-
-    keys = jax.random.split(key, 3)
-    last, older, items = (jax.random.normal(k, (config.items, config.rank)) for k in keys)
-    scale = config.sharpness / (1.25 * config.rank) ** 0.5
-    return Source(scale * last, scale / 2 * older, items)
-
-
-def sessions(config: Config, key: Any, law: Source, number: int) -> jax.Array:
-    """Sessions (number, length + 2): two items, any alike, and what follows."""
-    import jax
-    import jax.numpy as jnp
-
-    begin, rest = jax.random.split(key)
-    pair = jax.random.randint(begin, (2, number), 0, config.items)
-
-    def step(pair: Any, key: Any) -> Any:
-        item = jax.random.categorical(key, law.log_law(pair[0], pair[1]))
-        return jnp.stack([pair[1], item]), item
-
-    drawn = jax.lax.scan(step, pair, jax.random.split(rest, config.length))[1]
-    return jnp.concatenate([pair, drawn]).T
-
-
 @cache
 def recommender(config: Config, layers: int) -> nn.Module:
     """A causal transformer; called with items (B, L) it gives states and logits of each block.
@@ -282,6 +236,7 @@ def _program(config: Config) -> Any:
 
     import kd
     from experiments.distillation.descent import fitted
+    from experiments.sources.sessions import sampled_sessions, second_order_items
 
     deep, small = (recommender(config, layers) for layers in config.layers)
 
@@ -300,8 +255,11 @@ def _program(config: Config) -> Any:
 
     def one(key: Any) -> tuple[Any, Any]:
         keys = jax.random.split(key, 7)
-        law = source(config, keys[0])
-        given, test = sessions(config, keys[1], law, config.sessions), sessions(config, keys[2], law, config.tests)
+        law = second_order_items(keys[0], config.items, config.rank, config.sharpness)
+        given, test = (
+            sampled_sessions(key, law, number, config.length)
+            for key, number in zip(keys[1:3], (config.sessions, config.tests), strict=True)
+        )
         log_law = law.log_law(test[:, :-2], test[:, 1:-1]).reshape(-1, config.items)
 
         def teacher_loss(params: Any, key: Any) -> Any:

@@ -48,7 +48,27 @@ def _imagenet(split: str) -> Examples:
     return Examples(EXAMPLES[split], example)
 
 
-_DATA_SETS: Mapping[str, Callable[[str], Examples]] = {"cifar100": _cifar100, "imagenet2012": _imagenet}
+class Ratings(Examples):
+    """As many as MovieLens-1M has, of as many users and films, each of which occurs often."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One of them."""
+        example = super().__getitem__(index)
+        ids = {"user_id": b"%d" % (index % 6040), "movie_id": b"%d" % (index * 7919 % 3416)}
+        return example | ids | {"timestamp": np.int64(index)}
+
+
+def _movielens(split: str) -> Examples:
+    from experiments.sources.movielens import EXAMPLES
+
+    return Ratings(EXAMPLES, {"user_rating": np.float32(0)})
+
+
+_DATA_SETS: Mapping[str, Callable[[str], Examples]] = {
+    "cifar100": _cifar100,
+    "imagenet2012": _imagenet,
+    "movielens/1m-ratings": _movielens,
+}
 
 
 def data_set(name: str, split: str) -> Examples:

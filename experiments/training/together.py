@@ -21,7 +21,7 @@ from experiments.training.loop import Outcome, train
 from experiments.training.task import Metrics, Task
 from experiments.training.update import random_stream
 
-OneLoss = Callable[[Any, jax.Array, jax.Array], jax.Array]
+OneLoss = Callable[..., jax.Array]
 
 
 def orders(seeds: Sequence[int], count: int, own: bool = False) -> dict[str, np.ndarray]:
@@ -67,14 +67,17 @@ def mapped(function: Callable[..., Any], at_once: int) -> Callable[..., Any]:
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments, batch_size=batch_size)
 
 
-def summed_losses(loss: OneLoss, at_once: int) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+def summed_losses(
+    loss: OneLoss, at_once: int, own: tuple[Any, ...] = ()
+) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
     """Sum of the losses of stacked models, whose gradients are taken model by model within the forward pass.
 
     The backward pass of a map would store what each model keeps for its own, which takes twice the time on a CPU.
 
     Args:
-        loss: (parameters, rows (B,), key) -> scalar, of one model.
+        loss: (parameters, rows (B,), key, and what is its own) -> scalar, of one model.
         at_once: see `mapped`.
+        own: what each model has for itself, stacked.
 
     Returns:
         (stacked parameters, rows (models, B), keys (models,)) -> scalar.
@@ -88,10 +91,10 @@ def summed_losses(loss: OneLoss, at_once: int) -> Callable[[Any, jax.Array, jax.
 
     @jax.custom_vjp
     def total(params: Any, rows: jax.Array, keys: jax.Array) -> jax.Array:
-        return mapped(loss, at_once)(params, rows, keys).sum()
+        return mapped(loss, at_once)(params, rows, keys, *own).sum()
 
     def forward(params: Any, rows: jax.Array, keys: jax.Array) -> tuple[jax.Array, Any]:
-        losses, gradients = mapped(jax.value_and_grad(loss), at_once)(params, rows, keys)
+        losses, gradients = mapped(jax.value_and_grad(loss), at_once)(params, rows, keys, *own)
         return losses.sum(), gradients
 
     def backward(gradients: Any, given: jax.Array) -> tuple[Any, None, None]:
@@ -113,6 +116,7 @@ def train_together(
     at_once: int = 1,
     own: bool = False,
     evaluate: Callable[[Any], Metrics] | None = None,
+    own: tuple[Any, ...] = (),
 ) -> Outcome:
     """Train one model per seed.
 
@@ -127,6 +131,8 @@ def train_together(
         at_once: see `mapped`.
         own: see `orders`.
         evaluate: stacked parameters -> scalars, see `Task`; None evaluates nothing.
+        own: what each model has for itself, such as data of its own, arrays with the models as their leading axis. They
+            are further arguments of the loss; no record is kept of them.
 
     Returns:
         The outcome, whose parameters have the models as their leading axis.
@@ -138,7 +144,7 @@ def train_together(
         raise ValueError(
             f"train.optimizer.clip_norm: got {config.optimizer.clip_norm}, expected 0 for models trained together"
         )
-    total = summed_losses(loss, at_once)
+    total = summed_losses(loss, at_once, own)
     streams = [random_stream(seed, "initialisation") for seed in seeds]
 
     def stacked(key: jax.Array) -> Any:

@@ -61,3 +61,16 @@ def test_a_common_norm_of_the_gradients_is_refused(tmp_path):
     clipped = replace(SETTINGS, optimizer=replace(SETTINGS.optimizer, clip_norm=1.0))
     with pytest.raises(ValueError, match=r"clip_norm: got 1\.0, expected 0"):
         train_together(clipped, init, loss, 12, tmp_path, seeds=(0,), label="clipped")
+
+
+def test_each_model_learns_from_data_of_its_own(tmp_path):
+    """The loss is that of a mean, so that each model ends at that of its own numbers."""
+    numbers = jnp.array([[1.0, 1.0, 4.0], [-7.0, 2.0, 2.0]])
+
+    def from_own(params, rows, key, own):
+        del key
+        return jnp.sum((params["kernel"][None] - own[rows][:, None]) ** 2)
+
+    settings = replace(SETTINGS, steps=200, batch_size=3, optimizer=OptimizerConfig(learning_rate=0.2, weight_decay=0))
+    outcome = train_together(settings, init, from_own, 3, tmp_path, seeds=(3, 8), label="own", own=(numbers,))
+    np.testing.assert_allclose(outcome.params["kernel"], np.repeat([[2.0], [-1.0]], 3, axis=1), atol=0.1)

@@ -1,0 +1,1 @@
+"""Sequential recommendation: SIGMA, SASRec and BERT4Rec."""

@@ -1,0 +1,85 @@
+"""The generated sessions that results here are about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.training.config import require
+
+if TYPE_CHECKING:
+    from experiments.sources.sessions import SecondOrderItems, Sessions
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Users, items and the chain that draws sessions."""
+
+    users: int = 500
+    """How many."""
+    items: int = 200
+    """How many."""
+    shortest: int = 5
+    """Items of a session at least; the lengths of users go round."""
+    longest: int = 20
+    """At most."""
+    rank: int = 4
+    """Of the chain's logits."""
+    sharpness: float = 4.0
+    """Standard deviation of the chain's logits."""
+    popularity: float = 0.5
+    """Exponent of the items' popularity."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("users", "rank"):
+            require(name, getattr(self, name), 1)
+        require("items", self.items, 2)
+        require("shortest", self.shortest, 4, self.longest)
+        for name in ("sharpness", "popularity"):
+            require(name, getattr(self, name), 0)
+
+
+def drawn(config: Generated, seed: int) -> tuple[SecondOrderItems, Sessions]:
+    """A chain and the sessions that it draws, functions of the seed.
+
+    Args:
+        config: of both.
+        seed: of both.
+
+    Returns:
+        The chain and the sessions.
+
+    Example:
+        >>> drawn(Generated(users=3, items=5, longest=6), 0)[1].lengths.tolist()
+        [5, 6, 5]
+    """
+    import jax
+
+    from experiments.sources.sessions import generated_sessions, second_order_items
+
+    of_law, of_sessions = jax.random.split(jax.random.key(seed, impl="rbg"))
+    law = second_order_items(of_law, config.items, config.rank, config.sharpness, config.popularity)
+    return law, generated_sessions(of_sessions, law, config.users, config.shortest, config.longest)
+
+
+def law_of_last(law: SecondOrderItems, sessions: Sessions) -> np.ndarray:
+    """Probabilities (users, items) of each user's last item, given those before it.
+
+    Args:
+        law: that drew the sessions.
+        sessions: of all users.
+
+    Returns:
+        Rows with the sum 1.
+    """
+    last = sessions.offsets[1:] - 1
+    older, newer = (sessions.items[last - back] for back in (2, 1))
+    return np.exp(np.asarray(law.log_law(older, newer)))
+
+
+def stacked(sessions: list[Sessions]) -> Any:
+    """Ids (sets, N) of sessions that have the same lengths in each set."""
+    return np.stack([own.items for own in sessions])

@@ -184,22 +184,22 @@ def train_model(config: SensorConfig, name: str, count: int, folder: Path, cutof
     size = LevelSize(config.width, config.layers, config.state_size, config.heads)
     model: Any = model_of(read_name(name), size, TARGETS, config.freq_ratio)
     found = [parts(config, seed, count, cutoff) for seed in config.seeds]
-    inputs, targets = (jnp.concatenate([own["train"][i] for own in found]) for i in range(2))
+    inputs, targets = (jnp.stack([own["train"][i] for own in found]) for i in range(2))
 
-    def loss(params: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
+    def loss(params: Any, rows: jax.Array, key: jax.Array, inputs: jax.Array, targets: jax.Array) -> jax.Array:
         del key
         return jnp.mean((model.apply({"params": params}, inputs[rows]) - targets[rows]) ** 2)
 
     outcome = train_together(
         config.train,
-        lambda key: model.init(key, inputs[:1])["params"],
+        lambda key: model.init(key, inputs[0, :1])["params"],
         loss,
         count,
         folder,
         seeds=config.seeds,
         label=name,
-        own=True,
         evaluate=_errors(model, found, config.seeds),
+        own=(inputs, targets),
     )
     history, models = outcome.evaluation, len(config.seeds)
     validation, test = (

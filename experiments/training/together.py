@@ -24,7 +24,7 @@ from experiments.training.update import random_stream
 OneLoss = Callable[..., jax.Array]
 
 
-def orders(seeds: Sequence[int], count: int, own: bool = False) -> dict[str, np.ndarray]:
+def orders(seeds: Sequence[int], count: int) -> dict[str, np.ndarray]:
     """Rows that each model sees instead of each of `count` rows: one permutation per seed.
 
     The loop's own order of the rows is the same for all models; behind a permutation of its own each model meets the
@@ -33,7 +33,6 @@ def orders(seeds: Sequence[int], count: int, own: bool = False) -> dict[str, np.
     Args:
         seeds: one per model.
         count: examples.
-        own: whether each model has `count` examples of its own, those of one model behind those of the one before.
 
     Returns:
         Column "rows", (count, models) int32.
@@ -41,12 +40,9 @@ def orders(seeds: Sequence[int], count: int, own: bool = False) -> dict[str, np.
     Example:
         >>> sorted(orders((0, 1), 3)["rows"][:, 1].tolist())
         [0, 1, 2]
-        >>> sorted(orders((0, 1), 3, own=True)["rows"][:, 1].tolist())
-        [3, 4, 5]
     """
     permutations = [np.random.default_rng([seed, count]).permutation(count) for seed in seeds]
-    first = np.arange(len(seeds)) * (count if own else 0)
-    return {"rows": (np.stack(permutations, axis=1) + first).astype(np.int32)}
+    return {"rows": np.stack(permutations, axis=1).astype(np.int32)}
 
 
 def mapped(function: Callable[..., Any], at_once: int) -> Callable[..., Any]:
@@ -114,7 +110,6 @@ def train_together(
     seeds: Sequence[int],
     label: str,
     at_once: int = 1,
-    own: bool = False,
     evaluate: Callable[[Any], Metrics] | None = None,
     own: tuple[Any, ...] = (),
 ) -> Outcome:
@@ -129,7 +124,6 @@ def train_together(
         seeds: one per model.
         label: shown beside the progress.
         at_once: see `mapped`.
-        own: see `orders`.
         evaluate: stacked parameters -> scalars, see `Task`; None evaluates nothing.
         own: what each model has for itself, such as data of its own, arrays with the models as their leading axis. They
             are further arguments of the loss; no record is kept of them.
@@ -157,7 +151,7 @@ def train_together(
         return value, {"loss of a model": value / len(seeds)}
 
     task = Task(init=stacked, loss=losses, evaluate=evaluate)
-    return train(config, task, orders(seeds, count, own), folder, seed=0, label=label)
+    return train(config, task, orders(seeds, count), folder, seed=0, label=label)
 
 
 def number_of_parameters(params: Any, models: int) -> int:

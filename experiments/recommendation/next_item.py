@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="SASRec (arXiv 1808.09781) and BERT4Rec (arXiv 1904.06690)",
     source="abstracts, and BERT4Rec's ablation of the Cloze (from memory)",
-    minutes={"smoke": 0.1, "cpu": 7},
+    minutes={"smoke": 0.1, "cpu": 21},
 )
 POPULARITY, MARKOV, SOURCE = "popularity", "Markov chain", "the source itself"
 GRU, SASREC, CAUSAL_CLOZE = "GRU", "SASRec", "causal, Cloze"

@@ -163,6 +163,8 @@ class TrainConfig:
     """Evaluation metric, smaller is better, whose stagnation ends the training; empty: none."""
     patience: int = 5
     """Evaluations in a row without a better `stop_metric` that end the training."""
+    stop_at: float | None = None
+    """Value of `stop_metric` that is good enough: reaching it ends the training; None: no value is."""
     workers: int = 0
     """Processes that read data; 0 reads in threads of this one."""
     optimizer: OptimizerConfig | MomentumConfig = field(default_factory=OptimizerConfig)
@@ -182,6 +184,10 @@ class TrainConfig:
         require("train.eval_every", self.eval_every, 0)
         require("train.patience", self.patience, 1)
         require("train.workers", self.workers, 0)
+        if self.stop_at is not None and not self.stop_metric:
+            raise ValueError(
+                f"train.stop_at: got {self.stop_at} without train.stop_metric, expected a metric to reach it"
+            )
         for name, metric in (("stop_metric", self.stop_metric), ("checkpoint.best", self.checkpoint.best)):
             if metric and not self.eval_every:
                 raise ValueError(f"train.{name}: got {metric!r} with eval_every 0, expected evaluations to look at")

@@ -224,7 +224,8 @@ class Loop:
         return now
 
     def _is_last(self, now: Position) -> bool:
-        stopped = bool(self.config.stop_metric) and now.stale >= self.config.patience
+        good_enough = self.config.stop_at is not None and now.lowest is not None and now.lowest <= self.config.stop_at
+        stopped = bool(self.config.stop_metric) and (good_enough or now.stale >= self.config.patience)
         return now.step == self.config.steps or stopped
 
     def _evaluate_and_save(self, now: Position, clock: "Stopwatch", leaving: bool) -> None:

@@ -86,6 +86,18 @@ def test_a_training_without_progress_stops_early_and_stays_stopped(tmp_path):
     assert next(losses) == 1.0
 
 
+def test_a_training_stops_where_a_metric_is_good_enough_and_stays_stopped(tmp_path):
+    task, data = regression()
+    losses = iter([5.0, float("nan"), 1.5, 1.0, 0.5, 7.0])
+    judged = Task(task.init, task.loss, lambda params: {"score": next(losses)})
+    stopping = config(eval_every=2, stop_metric="score", stop_at=1.0, patience=9)
+    outcome = train(stopping, judged, data, tmp_path, seed=5)
+    assert outcome.evaluation["score"][2:].tolist() == [1.5, 1.0] and saved(tmp_path)[-1] == 6
+    again = train(stopping, judged, data, tmp_path, seed=5)
+    chex.assert_trees_all_equal(again.state, outcome.state)
+    assert next(losses) == 0.5
+
+
 def test_not_a_number_is_no_progress(tmp_path):
     task, data = regression()
     losses = iter([float("nan"), 3.0, 2.0, float("nan"), 5.0, 1.0])

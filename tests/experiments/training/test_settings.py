@@ -38,6 +38,7 @@ from experiments.training.optimizer import make_optimizer, make_schedule, parame
         (lambda: CheckpointConfig(keep=0), "checkpoint.keep: got 0, expected at least 1"),
         (lambda: TrainConfig(ema_decay=1.0), "train.ema_decay: got 1.0"),
         (lambda: TrainConfig(eval_every=0, stop_metric="loss"), "train.stop_metric: got 'loss' with eval_every 0"),
+        (lambda: TrainConfig(stop_at=0.5), "train.stop_at: got 0.5 without train.stop_metric"),
         (lambda: MeshConfig(data=0), "mesh.data: got 0, expected at least 1"),
         (lambda: MeshConfig(sequence=0), "mesh.sequence: got 0, expected at least 1"),
         (lambda: MeshConfig(data=-1, tensor=-1), "expected at most one -1"),

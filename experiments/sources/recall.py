@@ -1,16 +1,16 @@
 """Recall tasks: what was read some steps ago has to be told."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Recall(NamedTuple):
-    """Sequences, what to answer at each position, and where there is an answer; each (N, L)."""
+    """Sequences, what to answer at each position, and where there is an answer; each (N, L), of NumPy or of JAX."""
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    asked: np.ndarray
+    tokens: Any
+    targets: Any
+    asked: Any
 
 
 def lagged_copy(random: np.random.Generator, shape: tuple[int, int], *, lag: int, alphabet: int) -> Recall:

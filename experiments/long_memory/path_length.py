@@ -1,0 +1,102 @@
+"""Memory over 16,384 steps, the length of Path-X: the first token of a sequence has to be told at its last.
+
+The rest is noise of other tokens. No picture and no path is in it, so that it is not Path-X, but a necessary condition
+of it: what was read first has to be there 16,384 steps later, and the gradient has to come back over as many. One block
+of each recurrent mixer, all of the same size. Softmax attention is left out: its 16,384^2 scores of each head and
+sequence, 1 GiB, do not fit into the memory that `cpu` is meant for.
+
+Initial steps are those of the mixers elsewhere here, from 1e-3 to 1e-1: the slowest states of S4D fade to exp(-8) of
+what they were over such a sequence until they learn to be slower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.long_memory.cells import MemoryConfig, as_table, column_of, draw_curves, recipe, train_cell
+from experiments.long_memory.networks import MODELS, ModelConfig, colour
+from experiments.long_memory.tasks import DISTANT, DistantConfig
+from experiments.results import About, Claim, Result, StoredResult
+from experiments.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ABOUT = About(
+    paper="Efficiently Modeling Long Sequences with Structured State Spaces, S4 (arXiv 2111.00396)",
+    source="Path-X's length, without its pictures (ours)",
+    minutes={"smoke": 0.1, "cpu": 15},
+)
+
+
+@dataclass(frozen=True)
+class Config(MemoryConfig):
+    """The task, the models and their training."""
+
+    task: DistantConfig = field(default_factory=DistantConfig)
+    """The sizes of the task."""
+    models: tuple[str, ...] = tuple(name for name in MODELS if not name.startswith("softmax"))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(1, 16, 2, 6000))
+    evaluation_rows: int = 64
+    train: TrainConfig = field(default_factory=lambda: recipe(100, 4, 20, learning_rate=1e-2))
+
+
+PRESETS = {
+    "smoke": Config(
+        seeds=(0,),
+        models=("s5+none",),
+        task=DistantConfig(64),
+        model=ModelConfig(1, 8, 2, 1),
+        evaluation_rows=4,
+        train=recipe(2, 4, 2),
+    ),
+    "cpu": Config(),
+}
+
+PATH_X = 16_384
+CLAIMS = (
+    Claim(
+        "long_memory/s4-path-x-analogue",
+        "16,384 steps: the smaller accuracy of S4D and S5, %; guessing gives 25",
+        "above",
+        50.0,
+        kind="ours",
+    ),
+)
+CLAIMED = ("s4d+none", "s5+none")
+
+
+def run(config: Config, run_dir: Path) -> Result:
+    """Train every model with every seed."""
+    task = config.task.task()
+    rows: list[tuple] = []
+    curves = {}
+    for name in config.models:
+        cell, _, found = train_cell(config, task, name, run_dir)
+        rows += cell
+        curves[name] = {"updates": found.updates, "accuracy": 100 * found.accuracy}
+    table = as_table(rows)
+    return Result(measured=_measured(config, table), tables={"models": table}, series=curves)
+
+
+def _measured(config: Config, table: dict[str, list]) -> dict[str, Any]:
+    """The claim, if its length and models are there: one value per seed."""
+    accuracies = [column_of(table, "accuracy", DISTANT, name) for name in CLAIMED]
+    if config.task.length != PATH_X or not all(accuracies):
+        return {}
+    return {"long_memory/s4-path-x-analogue": np.min(accuracies, axis=0)}
+
+
+def plot(result: StoredResult) -> Figure:
+    """Share of the answers against updates."""
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    draw_curves(axis, result.series, result.tables["models"]["chance"][0], colour)
+    axis.set_ylabel("answers told, %")
+    axis.legend(frameon=False, fontsize=8)
+    return figure

@@ -68,7 +68,7 @@ class Config(MemoryConfig):
 PRESETS = {
     "smoke": Config(
         seeds=(0,),
-        models=(MAMBA,),
+        models=("softmax+none",),
         task=InductionConfig(6),
         model=ModelConfig(1, 8, 2, 1),
         evaluation_rows=4,

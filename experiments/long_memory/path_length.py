@@ -48,7 +48,7 @@ class Config(MemoryConfig):
 PRESETS = {
     "smoke": Config(
         seeds=(0,),
-        models=("s5+none",),
+        models=("softmax+none",),
         task=DistantConfig(64),
         model=ModelConfig(1, 8, 2, 1),
         evaluation_rows=4,

@@ -76,7 +76,7 @@ PRESETS = {
     "smoke": Config(
         seeds=(0,),
         task_names=(ASSOCIATIVE,),
-        models=("s5+none",),
+        models=("softmax+none",),
         associative=AssociativeConfig(8, 2, 8),
         model=ModelConfig(1, 8, 2, 1),
         evaluation_rows=4,

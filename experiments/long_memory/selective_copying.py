@@ -51,7 +51,7 @@ PUBLISHED = CopyingConfig(4096, 16, 16)
 PRESETS = {
     "smoke": Config(
         seeds=(0,),
-        models=(MAMBA,),
+        models=("softmax+none",),
         task=CopyingConfig(4, 2, 8),
         model=ModelConfig(1, 8, 2, 1),
         evaluation_rows=4,

@@ -27,7 +27,7 @@ class TimeInvariantMamba(Mamba):
 
     Example:
         >>> mixer = TimeInvariantMamba(width=4, state_size=3)
-        >>> (y, state), variables = mixer.init_with_output(jax.random.key(0), jnp.ones((1, 5, 4)))
+        >>> (y, state), variables = jax.jit(mixer.init_with_output)(jax.random.key(0), jnp.ones((1, 5, 4)))
         >>> y.shape, state.ssm.shape, sorted(variables["params"])[:4]
         ((1, 5, 4), (1, 8, 3), ['A_log', 'B', 'C', 'D'])
     """

@@ -42,6 +42,7 @@ def test_it_is_mambas_block_with_constants_in_the_place_of_what_is_selected(vari
     np.testing.assert_allclose(state.ssm, after, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_steps_and_pieces_are_the_whole(variables):
     x = tokens()
     apply = jax.jit(MIXER.apply)
@@ -58,6 +59,8 @@ def test_steps_and_pieces_are_the_whole(variables):
     np.testing.assert_allclose(state.ssm, end.ssm, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_masked_tokens_and_runs(variables):
     x, apply = tokens(1), jax.jit(MIXER.apply)
     poisoned = jnp.concatenate([jnp.full((1, 2, WIDTH), jnp.nan), x], axis=1)
@@ -67,6 +70,8 @@ def test_masked_tokens_and_runs(variables):
     np.testing.assert_allclose(y[:, 4:], apply(variables, x[:, 4:])[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_inputs_weigh_the_same_whatever_stands_between(variables):
     """The recurrence is linear and time-invariant; Mamba's, which selects, is not."""
     u = jax.random.normal(jax.random.key(3), (1, LENGTH, MIXER.inner))

@@ -7,6 +7,7 @@ import pytest
 from experiments.sources.memory import associative_recall, distant_recall, induction_heads, selective_copying
 
 KEY = jax.random.key(3)
+EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
 
 
 def drawn(task, rows=300, **sizes):
@@ -39,7 +40,10 @@ def test_what_followed_the_trigger_is_asked_for_at_its_second_place():
     assert set(places) == set(range(5)) and set(targets[asked]) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(("length", "alphabet"), [(16, 8), (17, 9), (12, 6)])
+@pytest.mark.parametrize(
+    ("length", "alphabet"),
+    [(17, 9), pytest.param(16, 8, marks=EXHAUSTIVE), pytest.param(12, 6, marks=EXHAUSTIVE)],
+)
 def test_values_are_asked_for_at_the_repeated_keys(length, alphabet):
     tokens, targets, asked = drawn(associative_recall, length=length, pairs=3, alphabet=alphabet)
     for row, answers, at in zip(tokens, targets, asked, strict=True):

@@ -183,13 +183,8 @@ def _causal(*refs: Any, plan: Plan) -> None:
             plgpu.wait_smem_to_gmem(2, wait_read_only=True)  # the state two chunks ago has left, in whose place this is
         return _chunk(plan, here, states, least, partial(store, here.number) if plan.stores else None)
 
-    def fetch(x: Any, *at: Any, layout: Any = hopper.PER_ROW) -> Array:
-        return hopper.fetch(x.at[(*mine[:3], *at)], (GROUP,) if len(at) == 1 else (GROUP, PART), layout)
-
-    states = tuple(
-        AdditiveState(fetch(maximum, x), fetch(total, x), fetch(inner, x, channels, layout=hopper.MATRIX))
-        for x in plan.groups
-    )
+    entering = [x.at[mine[:3]] for x in (maximum, total, inner)]
+    states = tuple(_fetched(entering, group, channels) for group in plan.groups)
     run = plgpu.emit_pipeline(
         step,
         grid=(plan.each,),
@@ -208,6 +203,13 @@ def _causal(*refs: Any, plan: Plan) -> None:
         for group, state in zip(plan.groups, states, strict=True):
             last_maximum[batch, head, part, group], last_total[batch, head, part, group] = state.maximum, state.total
             last_inner[batch, head, group, channels] = state.state
+
+
+def _fetched(entering: list, group: Any, channels: Any) -> AdditiveState:
+    """The state of a group of keys before a stretch."""
+    maximum, total, inner = entering
+    largest, sums = (hopper.fetch(x.at[group], (GROUP,), hopper.PER_ROW) for x in (maximum, total))
+    return AdditiveState(largest, sums, hopper.fetch(inner.at[group, channels], (GROUP, PART), hopper.MATRIX))
 
 
 class Chunk(NamedTuple):

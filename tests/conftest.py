@@ -14,6 +14,8 @@ import pytest
 TESTS = Path(__file__).parent
 OF_MODELS, QUICK = [TESTS / name for name in ("lightnet", "ssm")], 2
 SLOW, SLOW_OF_THE_SCAN_CORE = 1, 3  # tests of a file that CI runs
+# No machine of ours has a TPU: kernels are known by their interpreted tests alone.
+EVERY_TEST = [TESTS / "lightnet" / "scan" / "test_kernels.py"]
 # Whose parameters are different things to be tested: mixers, and what may happen to a training.
 EVERY_CASE = [TESTS / name for name in ("contracts", "reliability")]
 
@@ -32,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not _is(item, "slow") or _is(item, "exhaustive") or _within(item, EVERY_CASE):
             continue
         most = SLOW_OF_THE_SCAN_CORE if _within(item, [TESTS / "lightnet" / "scan"]) else SLOW
-        if name in names or len(names) >= most:
+        if name in names or (len(names) >= most and item.path not in EVERY_TEST):
             item.add_marker(pytest.mark.exhaustive)
         names.add(name)
 

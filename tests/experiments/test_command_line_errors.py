@@ -238,6 +238,7 @@ def test_a_disk_that_fills_at_any_write_leaves_nothing_half_written(call, toy, m
     assert status == 0 and len(list(Path("runs/toy").glob("*/DONE"))) == 1
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_size_is_one_line(toy, process, run_folders):
     limit = 3000  # config.json and env.json fit, the figure does not
     done = process("run", toy, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))

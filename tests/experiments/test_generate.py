@@ -124,6 +124,7 @@ def test_text_is_printed_as_it_is_made(run, streamed, monkeypatch):
     assert streamed == ([b"x"], ["a", "ab", "abc"]) and sys.stdout.getvalue() == "abc\n"
 
 
+@pytest.mark.slow
 def test_a_prompt_may_come_from_standard_input_or_be_empty(run, streamed, monkeypatch):
     def given(data, *words):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))

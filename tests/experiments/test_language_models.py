@@ -159,6 +159,7 @@ def test_a_name_that_does_not_exist_is_told(changes, message):
         dataclasses.replace(SMALL, **changes).build()
 
 
+@pytest.mark.slow
 def test_a_run_with_several_models_asks_for_one(tmp_path):
     for seed in range(2):
         trained_in(tmp_path / "lightnet" / f"seed{seed}", SMALL, seeds=(seed,))

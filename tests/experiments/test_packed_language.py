@@ -47,6 +47,7 @@ def test_only_tokens_that_follow_one_of_their_segment_count():
     assert count.tolist() == [5, 1]
 
 
+@pytest.mark.slow
 def test_the_evaluation_is_nats_over_tokens_of_all_rows():
     batch = packed(("abc", "d", "efghij", "kl"), 5)
     rows = grain.MapDataset.source(

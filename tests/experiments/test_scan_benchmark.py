@@ -166,6 +166,7 @@ def test_associative_scans_are_the_functions(function, run):
         assert relative_error(found, true) < 2e-6
 
 
+@pytest.mark.slow
 def test_convolutions_are_the_function():
     operands = drawn(functions.CONV)
     expected = functions.CONV.run(*operands)

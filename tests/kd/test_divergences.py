@@ -249,6 +249,7 @@ def test_excluded_entries():
             assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_masked_tokens_do_not_count_whatever_they_contain():
     mask = np.array([True, False, True])
     s, t = S.astype(np.float32), T.astype(np.float32)

@@ -46,6 +46,7 @@ def test_the_likelihood_never_falls_and_the_laws_stay_laws():
         np.testing.assert_allclose(jnp.exp(part).sum(axis=-1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_visible_chain_is_found_by_counting():
     """Where each state has a symbol of its own, one iteration gives the transition frequencies."""
     rows = np.asarray(MarkovSource([[0.9, 0.1], [0.3, 0.7]]).sample(jax.random.key(0), (30, 40)))

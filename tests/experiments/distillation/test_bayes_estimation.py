@@ -25,6 +25,7 @@ from experiments.distillation.bayes_estimation import (
 SMOKE = bayes_estimation.PRESETS["smoke"]
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_labels():
     """Sorted by their probability of a class, inputs have that class as often."""
     *_, test = gaussian_parts(replace(SMOKE, test=40_000), 3)

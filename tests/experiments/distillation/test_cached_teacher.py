@@ -96,6 +96,7 @@ class Tabled:
         return variables * self.s
 
 
+@pytest.mark.slow
 def test_the_loss_is_a_mean_over_what_is_predicted_mixed_with_that_of_the_labels(case):
     s, _, batch, real = case
     held_out = grain.MapDataset.source([{"tokens": batch["tokens"][0], "segment_ids": batch["segment_ids"][0]}])

@@ -13,6 +13,7 @@ from experiments.distillation.networks import Outputs
 CPU = eigen_cam.PRESETS["cpu"]
 
 
+@pytest.mark.slow
 def test_attention_has_a_gradient_into_the_features_of_the_student_only():
     rng = np.random.default_rng(0)
     s, t = (Outputs(jnp.zeros((2, 10)), jnp.asarray(rng.uniform(size=(2, 3, 3, c)), jnp.float32)) for c in (2, 4))

@@ -24,6 +24,7 @@ def test_classes_have_ever_fewer_images_in_an_order_of_the_seed():
         long_tail(labels, 90, 1.0, seed=0)
 
 
+@pytest.mark.slow
 def test_a_strong_view_has_a_blank_patch_and_noise():
     images = jnp.ones((5, 8, 8, 1))
     weak, strong = result.views(images, jax.random.key(0), 0.0)
@@ -33,6 +34,7 @@ def test_a_strong_view_has_a_blank_patch_and_noise():
     assert 0.3 < float((noisy - strong).std()) < 0.7
 
 
+@pytest.mark.slow
 def test_consistency_on_all_is_that_of_chosen_images_where_all_experts_are_right():
     random = np.random.default_rng(0)
     labels = jnp.asarray(random.integers(0, 4, 6))

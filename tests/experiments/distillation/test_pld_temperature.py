@@ -28,6 +28,7 @@ def test_position_aware_weights_follow_the_label_and_then_the_teacher():
     np.testing.assert_allclose(found, total / 6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_claims_are_about_the_temperature_that_other_seeds_choose(tmp_path, monkeypatch):
     from experiments.distillation import students
 

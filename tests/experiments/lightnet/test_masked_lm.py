@@ -59,6 +59,7 @@ def test_four_scans_are_refused_for_text():
         replace(masked_lm.PRESETS["smoke"], models=("multiplicative-4+none",))
 
 
+@pytest.mark.slow
 def test_models_have_equally_many_parameters_and_see_both_sides():
     config = masked_lm.PRESETS["cpu"]
     models = masked_lm.models_of(config)

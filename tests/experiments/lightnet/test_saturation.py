@@ -43,6 +43,7 @@ def test_means_near_a_step_are_of_that_step():
     np.testing.assert_allclose(found, [4, 81, (81 + 100 + 121) / 3, np.mean(near**2.0)])
 
 
+@pytest.mark.slow
 def test_measured_decays_are_those_of_the_logits():
     config = replace(PRESETS["cpu"], channels=1024, steps=(2, 5, 20))
     means, median = saturation._decays(config, 1.0, seed=4)

@@ -63,6 +63,7 @@ def test_rows_hold_the_text_and_words_are_counted_on_it(config):
         assert text.startswith(tokenizer.decode(rows[:, :-1].ravel().tolist())[:-4])
 
 
+@pytest.mark.slow
 def test_articles_are_encoded_a_few_at_a_time_as_all_at_once(config, monkeypatch):
     parts = wikitext.read_wikitext(config.text_dir)
     whole = tokens(config, parts).rows

@@ -28,6 +28,7 @@ def test_the_recipe_is_the_published_one():
     np.testing.assert_allclose([rate(s) for s in (0, 3000, 26_500, 50_000)], [0, 5e-4, 2.5e-4, 0], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_what_is_hidden():
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 1000, (40, 1000)))
     read, told = map(np.asarray, corrupted(tokens, jax.random.key(0), 0.15, 1000))

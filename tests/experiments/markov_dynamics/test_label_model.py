@@ -13,6 +13,7 @@ from experiments.markov_dynamics.label_model import (
 )
 
 
+@pytest.mark.slow
 def test_the_label_of_the_target_is_predicted_from_all_tokens_without_looking_ahead():
     model = LabelModel(labels=3, hidden=5)
     inputs = jax.random.normal(jax.random.key(0), (1, 5, 4))

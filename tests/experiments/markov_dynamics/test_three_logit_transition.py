@@ -29,6 +29,7 @@ def written_out(parameters: np.ndarray, items: int, labels: int) -> float:
     return total / items
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("items", "labels"), [(2, 2), (3, 7), (8, 8), (5, 32)])
 def test_the_loss_is_that_of_two_attention_layers(items, labels):
     for parameters in np.random.default_rng(items).normal(0, 2, (4, 3)):

@@ -7,6 +7,7 @@ import pytest
 from experiments.sequence_parallelism.linformer import Linformer
 
 
+@pytest.mark.slow
 def test_the_equation():
     random = np.random.default_rng(0)
     x = random.standard_normal((2, 7, 6)).astype(np.float32)

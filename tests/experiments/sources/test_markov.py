@@ -91,6 +91,7 @@ def test_first_symbols_are_stationary() -> None:
     assert np.all(np.abs(frequency - expected) < 4 * np.sqrt(expected * (1 - expected) / len(first)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "alphabet"), [(0, 2), (1, 2), (2, 3), (4, 4)])
 @pytest.mark.parametrize(("lanes", "length", "blocks"), [(1, 600, 6), (3, 640, 10), (2, 64, 64), (5, 70, 1)])
 def test_blocks_equal_the_sequential_path(order: int, alphabet: int, lanes: int, length: int, blocks: int) -> None:
@@ -142,6 +143,7 @@ def test_sample_is_a_function_of_the_key_and_jittable() -> None:
     assert np.any(first != np.asarray(source.sample(jax.random.key(21), (2, 500))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (2, 129)])
 def test_awkward_shapes(shape: tuple[int, int]) -> None:
     assert random_source(1, 3).sample(KEY, shape).shape == shape

@@ -56,6 +56,7 @@ def test_mixup_weighs_pictures_and_labels_alike():
         np.testing.assert_allclose(images, weight * BATCH + (1 - weight) * BATCH[::-1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_cutmix_puts_in_a_box_and_labels_have_its_share_of_the_area():
     seen = set()
     for seed in range(20):

@@ -85,6 +85,7 @@ def test_likelihood_of_a_sample() -> None:
     assert abs(losses.mean() - source.block_entropy(length) / length) < 4 * losses.std() / math.sqrt(len(losses))
 
 
+@pytest.mark.slow
 def test_sample_is_jittable() -> None:
     source = SwitchingSource(3, 0.2, 0.6)
     inside = jax.jit(lambda key: source.sample(key, (2, 100)))(KEY)

@@ -81,6 +81,7 @@ def _other_numbers():
     return {"model": model | {"vocab": model["vocab"] | swapped}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -21,6 +21,7 @@ def build(config):
     return model, nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens)), tokens
 
 
+@pytest.mark.slow
 def test_the_shape_is_the_published_one():
     model = inference_speed.mamba(inference_speed.PRESETS["cpu"])
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))

@@ -37,6 +37,7 @@ def test_tokens_that_hardly_move_are_compared_at_the_fixed_time():
     assert time_of_comparison(config, flow) == config.time
 
 
+@pytest.mark.slow
 def test_the_run_measures_order_and_distance(tmp_path):
     config = replace(SMOKE, seeds=(0, 6), length=3, width=2, states=1, size=0.3, log_depths=(4, 6, 8))
     result = discrete_stack.run(config, tmp_path)

@@ -34,6 +34,7 @@ def test_the_recipe_is_the_published_one_but_that_the_rate_falls_to_zero():
     np.testing.assert_allclose([rate(s) for s in (0, 225, 22_500)], [0, 1.5e-3, 0], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_size_is_that_of_mamba_130m():
     model = build(PAPER.size, VOCABULARY, **VARIANTS["positive"])
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), np.int32))

@@ -223,6 +223,7 @@ def test_a_violation_on_one_seed_is_not_averaged_away(violating: int) -> None:
     assert {claim for claim, values in measured.items() if len(values) == 1} == worst
 
 
+@pytest.mark.slow
 def test_blocks_that_do_not_divide_the_row_length() -> None:
     """Up to 13 symbols, in rows of 1009, a prime: nothing but whole blocks is scored."""
     rows = source_rows(

@@ -9,6 +9,7 @@ from experiments.tokenization.memoriser import PRESETS, Config, _promised
 from tests.experiments.result_run import check_run
 
 
+@pytest.mark.slow
 def test_smoke_run_and_what_must_hold_at_any_size(tmp_path):
     result = check_run(memoriser, PRESETS["smoke"], tmp_path)
     assert result.measured["tokenization/ThmD1-lower-bound"][0] > 0

@@ -37,6 +37,7 @@ def test_theorem_d_1_exactly(p: float, length: int) -> None:
         assert memoriser_bound(source, text) - 1e-9 <= loss
 
 
+@pytest.mark.slow
 def test_the_statistic_of_the_training_text_promises_too_much() -> None:
     """About n H_inf on the training text, so that theorem 4.3 would promise nearly the entropy rate."""
     source = SwitchingSource(1, 0.1, 0.1)
@@ -96,6 +97,7 @@ def test_fewest_tokens_with_the_same_dictionary(delta: float, ratio: float) -> N
     assert abs(loss / source.entropy_rate() - ratio) < (0.01 + error) * ratio
 
 
+@pytest.mark.slow
 def test_the_text_that_misleads_byte_pair_encoding() -> None:
     """Equation 4 with 1 / delta = 9 and twelve tokens: most tokens are single symbols, and the loss is H(pi)."""
     source = SwitchingSource(2, 1 / 9, 1 / 9)

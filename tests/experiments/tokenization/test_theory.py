@@ -39,6 +39,7 @@ SOURCES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", [(0.8, 0.8), (0.1, 0.1), (0.3, 0.2), (0.5, 0.9)])
 def test_conclusions_of_theorems_4_3_and_4_5(parameters: tuple[float, float]) -> None:
     source = SwitchingSource(1, *parameters)
@@ -69,6 +70,7 @@ def test_the_conclusion_of_theorem_4_5_on_the_whole_grid() -> None:
     assert tried == 324
 
 
+@pytest.mark.slow
 def test_the_formula_of_theorem_4_5_is_false_for_higher_orders() -> None:
     """Why the bound refuses such sources: LZW on d symbols of an order-4 source has a higher loss."""
     source, size = SwitchingSource(4, 0.9, 0.9), 1000

@@ -28,6 +28,7 @@ from tests.experiments.training.states import (
 )
 
 
+@pytest.mark.slow
 def test_bit_for_bit(tmp_path, mode):
     special = jnp.asarray([np.nan, -0.0, np.inf, 1e-45], jnp.float32)
     state = make_state(7, ema=True)._replace(collections={"odd": special, "key": jax.random.key(3)})

@@ -154,6 +154,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_while_it_saves(tmp_path, mode, moment):
     command = [sys.executable, "-c", KILLED, str(tmp_path), mode, moment]

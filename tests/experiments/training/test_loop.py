@@ -116,6 +116,7 @@ def test_each_update_and_evaluation_is_in_the_metrics_once(undisturbed):
     assert set(outcome.train) == {"step", "loss", "error", "gradient_norm", "skipped"}
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_returned_without_training(undisturbed, tmp_path):
     expected, _ = undisturbed
     task, data = regression()

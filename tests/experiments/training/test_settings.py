@@ -69,6 +69,7 @@ def test_logical_axes_map_to_the_mesh_and_what_does_not_divide_stays_whole():
     assert shardings["plain"].spec == PartitionSpec()
 
 
+@pytest.mark.slow
 def test_schedule_starts_at_a_hundredth_peaks_and_ends_at_a_fifth():
     rate = make_schedule(OptimizerConfig(learning_rate=2e-3, warmup=0.02), 500)
     values = np.array([rate(step) for step in range(501)])

@@ -49,6 +49,7 @@ def test_other_data_are_refused_unless_they_are_allowed(tmp_path):
         train(config(steps=2), task, columns, tmp_path, seed=0)
 
 
+@pytest.mark.slow
 def test_metrics_that_are_gone_are_missed(tmp_path, monkeypatch, capsys):
     signalled(monkeypatch, 7)
     with pytest.raises(Preempted):

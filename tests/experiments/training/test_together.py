@@ -23,6 +23,7 @@ def loss(params, rows, key):
     return jnp.mean((jnp.asarray(X)[rows] @ jnp.tanh(params["kernel"] + 0.1 * noise) - 1.0) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_gradients_are_those_of_the_plain_sum(at_once):
     params = jax.vmap(init)(jax.random.split(jax.random.key(0), 3))

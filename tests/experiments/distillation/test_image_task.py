@@ -30,6 +30,7 @@ def same(a, b):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_student_learns_with_its_running_means_from_a_teacher_that_stays_as_it_is(tmp_path):
     held_out = pictures(7, 1)
     taught = jax.jit(TEACHER.init)(jax.random.key(5), jnp.zeros((1, 8, 8, 3)))

@@ -30,6 +30,7 @@ def test_measures_by_brute_force():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layers", [4, 8])
 def test_states_of_blocks_do_not_see_the_future(layers):
     model = recommender.recommender(CONFIG, layers)

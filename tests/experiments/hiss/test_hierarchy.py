@@ -52,6 +52,7 @@ def test_errors_are_means_of_squares_of_each_models_own_recordings():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_each_seed_is_trained_on_its_own_recordings_as_if_it_were_alone(tmp_path):
     together = train_model(SMALL, "lstm over lstm", 4, tmp_path / "both")
     alone = train_model(replace(SMALL, seeds=(5,)), "lstm over lstm", 4, tmp_path / "one")

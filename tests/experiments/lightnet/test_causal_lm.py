@@ -12,6 +12,7 @@ from experiments.lightnet import causal_lm
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_models_of_the_cpu_preset_have_equally_many_parameters_within_one_per_cent():
     config = causal_lm.PRESETS["cpu"]
     models = causal_lm.described(config, language.Vocabulary(None, np.ones(BYTES, np.float32)))

@@ -14,6 +14,7 @@ SMOKE = seqpe.PRESETS["smoke"]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_losses_reach_the_positions_alone_by_their_weight():
     model = classification.model_of(SMOKE.images, seqpe.VARIANT, (8, 8))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]

@@ -20,6 +20,8 @@ CARD_BYTES = 80e9  # of the preset gpu
 TRAINED_TOGETHER = (
     "lightnet/classification",
     "lightnet/generation",
+    "long_memory/induction",
+    "long_memory/selective_copying",
     "state_spaces/digits_sequence",
     "token_dynamics/reordering_digits",
     "tokenization/escape_scaling",

@@ -125,6 +125,28 @@ def train_cell(config: MemoryConfig, task: MemoryTask, name: str, run_dir: Path)
     return rows, model, found
 
 
+def train_models(
+    config: MemoryConfig, task: MemoryTask, run_dir: Path
+) -> tuple[list[tuple], dict[str, dict[str, np.ndarray]]]:
+    """Train every model of a config on a task with every seed.
+
+    Args:
+        config: the models, the sizes and the training.
+        task: what they are trained on.
+        run_dir: see `train_cell`.
+
+    Returns:
+        Rows of COLUMNS; and of each model "updates" (T,) and "accuracy" (seeds, T), %.
+    """
+    rows: list[tuple] = []
+    curves = {}
+    for name in config.models:
+        cell, _, found = train_cell(config, task, name, run_dir)
+        rows += cell
+        curves[name] = {"updates": found.updates, "accuracy": 100 * found.accuracy}
+    return rows, curves
+
+
 def as_table(rows: Iterable[tuple], columns: tuple[str, ...] = COLUMNS) -> dict[str, list]:
     """Rows as columns by name.
 

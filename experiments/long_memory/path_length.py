@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.long_memory.cells import MemoryConfig, as_table, column_of, draw_curves, recipe, train_cell
+from experiments.long_memory.cells import MemoryConfig, as_table, column_of, draw_curves, recipe, train_models
 from experiments.long_memory.networks import MODELS, ModelConfig, colour
 from experiments.long_memory.tasks import DISTANT, DistantConfig
 from experiments.results import About, Claim, Result, StoredResult
@@ -72,13 +72,7 @@ CLAIMED = ("s4d+none", "s5+none")
 
 def run(config: Config, run_dir: Path) -> Result:
     """Train every model with every seed."""
-    task = config.task.task()
-    rows: list[tuple] = []
-    curves = {}
-    for name in config.models:
-        cell, _, found = train_cell(config, task, name, run_dir)
-        rows += cell
-        curves[name] = {"updates": found.updates, "accuracy": 100 * found.accuracy}
+    rows, curves = train_models(config, config.task.task(), run_dir)
     table = as_table(rows)
     return Result(measured=_measured(config, table), tables={"models": table}, series=curves)
 

@@ -1,4 +1,4 @@
-"""The generated sessions that results here are about."""
+"""The generated sessions that results here are about, and how models of them are trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.training.config import require
+from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 
 if TYPE_CHECKING:
     from experiments.sources.sessions import SecondOrderItems, Sessions
@@ -40,6 +40,22 @@ class Generated:
         require("shortest", self.shortest, 4, self.longest)
         for name in ("sharpness", "popularity"):
             require(name, getattr(self, name), 0)
+
+
+def recipe(steps: int, batch_size: int) -> TrainConfig:
+    """How the models are trained: Adam at a constant rate.
+
+    Example:
+        >>> recipe(3, 2).optimizer.learning_rate
+        0.003
+    """
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        eval_every=0,
+        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", b2=0.999, weight_decay=0.0),
+        checkpoint=CheckpointConfig(every=0),
+    )
 
 
 def drawn(config: Generated, seed: int) -> tuple[SecondOrderItems, Sessions]:

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import results
-from experiments.recommendation.data import Generated, drawn, law_of_last, stacked
+from experiments.recommendation.data import Generated, drawn, law_of_last, recipe, stacked
 from experiments.results import About, Claim, Result, StoredResult
-from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
+from experiments.training.config import TrainConfig, require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,16 +49,6 @@ BOTH_WAYS, BERT4REC = "both ways, next item", "BERT4Rec"
 MODELS = (GRU, SASREC, CAUSAL_CLOZE, BOTH_WAYS, BERT4REC)
 EARLIER = (POPULARITY, MARKOV, GRU)
 DENSITIES = ("sparse", "dense")
-
-
-def _recipe(steps: int, batch_size: int) -> TrainConfig:
-    return TrainConfig(
-        steps=steps,
-        batch_size=batch_size,
-        eval_every=0,
-        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", b2=0.999, weight_decay=0.0),
-        checkpoint=CheckpointConfig(every=0),
-    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ class Config(results.Config):
     """Share of the items that a Cloze hides."""
     reach: int = 12
     """Last items of a history in which attention is measured."""
-    train: TrainConfig = field(default_factory=lambda: _recipe(400, 64))
+    train: TrainConfig = field(default_factory=lambda: recipe(400, 64))
     """The training of every neural model."""
 
     def __post_init__(self) -> None:
@@ -108,7 +98,7 @@ PRESETS = {
         width=4,
         layers=1,
         reach=2,
-        train=_recipe(1, 2),
+        train=recipe(1, 2),
     ),
     "cpu": Config(),
 }

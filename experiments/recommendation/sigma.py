@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import results
-from experiments.recommendation.data import Generated, drawn, law_of_last
+from experiments.recommendation.data import Generated, drawn, law_of_last, recipe
 from experiments.results import About, Claim, Result, StoredResult
-from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
+from experiments.training.config import TrainConfig, require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,16 +51,6 @@ GROUPS = ("all", "short", "long")
 POPULARITY, MARKOV, SOURCE = REFERENCES = ("popularity", "Markov chain", "the source itself")
 
 
-def _recipe(steps: int, batch_size: int) -> TrainConfig:
-    return TrainConfig(
-        steps=steps,
-        batch_size=batch_size,
-        eval_every=0,
-        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", b2=0.999, weight_decay=0.0),
-        checkpoint=CheckpointConfig(every=0),
-    )
-
-
 @dataclass(frozen=True)
 class Config(results.Config):
     """The sessions, the size of the models, and their training."""
@@ -77,7 +67,7 @@ class Config(results.Config):
     """Channels."""
     state_size: int = 4
     """Of Mamba."""
-    train: TrainConfig = field(default_factory=lambda: _recipe(300, 96))
+    train: TrainConfig = field(default_factory=lambda: recipe(300, 96))
     """The training of every model."""
 
     def __post_init__(self) -> None:
@@ -105,7 +95,7 @@ PRESETS = {
         sessions=Generated(users=6, items=12, shortest=4, longest=8),
         width=4,
         state_size=2,
-        train=_recipe(1, 4),
+        train=recipe(1, 4),
     ),
     "cpu": Config(),
 }

@@ -42,7 +42,7 @@ def test_recall_claims_are_about_the_worst_of_some_and_the_best_of_others():
     lists = {"s4d+none": [40.0, 41.0], "s5+none": [50.0, 35.0], "mamba+none": [45.0, 45.0], "mamba2+none": [60.0, 60.0]}
     found = recall._measured(merged(table_of(ASSOCIATIVE, attentive | invariant | linear), table_of(LISTOPS, lists)))
     assert found["long_memory/mqar-attention-gap"].tolist() == [50.0, 30.0]
-    assert found["long_memory/lra-listops-analogue"].tolist() == [40.0, 35.0]
+    assert found["long_memory/listops-31-tokens"].tolist() == [40.0, 35.0]
     assert found["long_memory/lightnet-recalls-more-than-linear"].tolist() == [10.0, -5.0]
     assert set(found) == {claim.id for claim in recall.CLAIMS}
     assert recall._measured(table_of(ASSOCIATIVE, attentive)) == {}

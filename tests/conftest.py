@@ -14,10 +14,10 @@ import pytest
 TESTS = Path(__file__).parent
 OF_MODELS, QUICK = [TESTS / name for name in ("lightnet", "ssm")], 2
 SLOW, SLOW_OF_THE_SCAN_CORE = 1, 3  # tests of a file that CI runs
-# No machine of ours has a TPU: kernels are known by their interpreted tests alone.
-EVERY_TEST = [TESTS / "lightnet" / "scan" / "test_kernels.py"]
-# Whose parameters are different things to be tested: mixers, and what may happen to a training.
+# Whose parameters are different things to be tested: mixers, what may happen to a training, recurrences. No machine of
+# ours has a TPU: kernels are known by their interpreted tests alone.
 EVERY_CASE = [TESTS / name for name in ("contracts", "reliability")]
+EVERY_CASE += [TESTS / "lightnet" / "scan" / name for name in ("test_kernels.py", "test_sweep.py", "test_gated_gpu.py")]
 
 # Broadcasting arrays of different ranks without saying so hides mistakes in shapes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not _is(item, "slow") or _is(item, "exhaustive") or _within(item, EVERY_CASE):
             continue
         most = SLOW_OF_THE_SCAN_CORE if _within(item, [TESTS / "lightnet" / "scan"]) else SLOW
-        if name in names or (len(names) >= most and item.path not in EVERY_TEST):
+        if name in names or len(names) >= most:
             item.add_marker(pytest.mark.exhaustive)
         names.add(name)
 
@@ -54,8 +54,8 @@ def _is(item: pytest.Item, marker: str) -> bool:
     return item.get_closest_marker(marker) is not None
 
 
-def _within(item: pytest.Item, folders: list[Path]) -> bool:
-    return any(folder in item.path.parents for folder in folders)
+def _within(item: pytest.Item, places: list[Path]) -> bool:
+    return any(place in (item.path, *item.path.parents) for place in places)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 BATCH, LENGTH, HEADS, SIZE = 2, 2048, 8, 128
@@ -64,10 +65,24 @@ class Measured(NamedTuple):
 def by_head(call: Callable) -> Callable:
     """With the heads side by side, as projections give and take them."""
 
-    def flat(*arrays: jax.Array) -> jax.Array:
-        return call(*(x.reshape(BATCH, LENGTH, HEADS, SIZE) for x in arrays)).reshape(BATCH, LENGTH, -1)
+    def flat(*arrays: jax.Array, **given: Any) -> jax.Array:
+        return call(*(x.reshape(BATCH, LENGTH, HEADS, SIZE) for x in arrays), **given).reshape(BATCH, LENGTH, -1)
 
     return flat
+
+
+def packed(case: Case, *names: str) -> Case:
+    """With segments and a mask, or with those of both that are named."""
+    names = names or ("segment_ids", "mask")
+
+    def call(*arrays: jax.Array) -> Any:
+        operands, flags = arrays[: len(case.shapes)], dict(zip(names, arrays[len(case.shapes) :], strict=True))
+        if "mask" in flags:
+            flags["mask"] = flags["mask"] != 0
+        return case.call(*operands, **flags)
+
+    flag = jax.ShapeDtypeStruct(case.shapes[0].shape[:2], jnp.int32)
+    return case._replace(call=call, shapes=[*case.shapes, *[flag] * len(names)])
 
 
 def traffic(program: str, case: Case, forward: int = 1) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels.case import BATCH, HEADS, LENGTH, SIZE, Case, by_head
+from kernels.case import BATCH, HEADS, LENGTH, SIZE, Case, by_head, packed
 from lightnet import scan
 
 OF_TOKENS = jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS * SIZE), jnp.bfloat16)
@@ -14,41 +14,26 @@ OF_TOKENS = jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS * SIZE), jnp.bfloat16)
 def linear(dtype: Any, shape: tuple[int, int, int] = (8, 8192, 1536), *, backward: bool = False) -> Case:
     """Each sequence as a whole, or in segments where there are few."""
     x = jax.ShapeDtypeStruct(shape, dtype)
-    return Case(lambda a, b: scan.linear_scan(a, b, implementation="pallas")[0], [x, x], backward)
-
-
-def packed() -> Case:
-    """With segments and a mask."""
-    x, flag = (jax.ShapeDtypeStruct((8, 8192, 1536)[:n], d) for n, d in ((3, jnp.bfloat16), (2, jnp.int32)))
-
-    def call(a: jax.Array, b: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        return scan.linear_scan(a, b, segment_ids=ids, mask=mask != 0, implementation="pallas")[0]
-
-    return Case(call, [x, x, flag, flag])
+    return Case(lambda a, b, **given: scan.linear_scan(a, b, implementation="pallas", **given)[0], [x, x], backward)
 
 
 def order_free(*, backward: bool = False) -> Case:
     """One head per program."""
-    call = by_head(lambda *x: scan.additive_global(*x, implementation="pallas"))
+    call = by_head(lambda *x, **given: scan.additive_global(*x, implementation="pallas", **given))
     return Case(call, [OF_TOKENS] * 3, backward)
 
 
-def causal(*, segments: bool = False, backward: bool = False) -> Case:
-    """One head and half of its values per program; packed ones with segments and a mask."""
-
-    def call(q: jax.Array, logits: jax.Array, v: jax.Array, *flags: jax.Array) -> jax.Array:
-        given: dict[str, Any] = {"segment_ids": flags[0], "mask": flags[1] != 0} if flags else {}
-        return by_head(lambda *x: scan.additive_recurrence(*x, implementation="pallas", **given)[0])(q, logits, v)
-
-    flag = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
-    return Case(call, [OF_TOKENS] * 3 + [flag] * 2 * segments, backward)
+def causal(*, backward: bool = False) -> Case:
+    """One head and half of its values per program."""
+    call = by_head(lambda *x, **given: scan.additive_recurrence(*x, implementation="pallas", **given)[0])
+    return Case(call, [OF_TOKENS] * 3, backward)
 
 
-def gated(decays: int, dtype: Any = jnp.float32, *, backward: bool = False) -> Case:
+def gated(decays: int, dtype: Any = jnp.float32, *, size: int = SIZE, backward: bool = False) -> Case:
     """So many decays per head."""
-    x = jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS, SIZE), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS, size), jnp.bfloat16)
     decay = jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS, decays), dtype)
-    call = lambda *x: scan.gated_linear_attention(*x, implementation="pallas")[0]  # noqa: E731
+    call = lambda *x, **given: scan.gated_linear_attention(*x, implementation="pallas", **given)[0]  # noqa: E731
     return Case(call, [x, x, x, decay], backward)
 
 
@@ -59,9 +44,9 @@ def selective(dtype: Any, shape: tuple[int, int, int] = (8, 2048, 2048), *, back
     )
     A, D = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((shape[2], 16), shape[2:]))
 
-    def call(x: jax.Array, dt: jax.Array, z: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, D: jax.Array) -> Any:
-        return scan.selective_scan(x, dt, A, B, C, D, z=z, implementation="pallas")[0]
-
+    call = lambda x, dt, z, *weights, **given: scan.selective_scan(  # noqa: E731
+        x, dt, *weights, z=z, implementation="pallas", **given
+    )[0]
     return Case(call, [x, dt, x, A, of_token, of_token, D], backward)
 
 
@@ -71,20 +56,26 @@ CASES: dict[str, Case] = {
     "linear_scan bfloat16": linear(jnp.bfloat16),
     "linear_scan bfloat16 backward": linear(jnp.bfloat16, backward=True),
     "linear_scan bfloat16 in segments": linear(jnp.bfloat16, (1, 65536, 512)),
-    "linear_scan bfloat16 packed": packed(),
+    "linear_scan bfloat16 packed": packed(linear(jnp.bfloat16)),
     "linear_scan complex64": linear(jnp.complex64),
+    "linear_scan complex64 backward": linear(jnp.complex64, backward=True),
     "additive_recurrence bfloat16": causal(),
-    "additive_recurrence bfloat16 packed": causal(segments=True),
+    "additive_recurrence bfloat16 packed": packed(causal()),
     "additive_recurrence bfloat16 backward": causal(backward=True),
-    "additive_recurrence bfloat16 packed backward": causal(segments=True, backward=True),
+    "additive_recurrence bfloat16 packed backward": packed(causal(backward=True)),
     "additive_global bfloat16": order_free(),
+    "additive_global bfloat16 masked": packed(order_free(), "mask"),
     "additive_global bfloat16 backward": order_free(backward=True),
     "gated_linear_attention bfloat16": gated(SIZE),
+    "gated_linear_attention bfloat16 packed": packed(gated(SIZE)),
+    "gated_linear_attention bfloat16, heads of 64": gated(64, size=64),
     "gated_linear_attention bfloat16, decays too": gated(SIZE, jnp.bfloat16),
     "gated_linear_attention bfloat16, backward": gated(SIZE, backward=True),
     "gated_linear_attention bfloat16, one decay per head": gated(1),
+    "gated_linear_attention bfloat16, one decay per head, packed": packed(gated(1)),
     "gated_linear_attention bfloat16, one decay per head, backward": gated(1, backward=True),
     "selective_scan bfloat16": selective(jnp.bfloat16),
+    "selective_scan bfloat16 packed": packed(selective(jnp.bfloat16)),
     "selective_scan bfloat16 backward": selective(jnp.bfloat16, backward=True),
     "selective_scan float32": selective(jnp.float32),
     "selective_scan bfloat16 in segments": selective(jnp.bfloat16, (1, 65536, 512)),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from kernels.case import BATCH, HEADS, LENGTH, SIZE, Case, by_head
+from kernels.case import BATCH, HEADS, LENGTH, SIZE, Case, by_head, packed
 from lightnet import scan
 
 
@@ -20,9 +20,9 @@ def linear(dtype: Any, *, backward: bool = False) -> Case:
     part = jax.ShapeDtypeStruct(x.shape, x.dtype.type(0).real.dtype)
     parts = 1 if part.dtype == dtype else 2
 
-    def call(*given: jax.Array) -> Any:
-        a, b = given if parts == 1 else (jax.lax.complex(*given[:2]), jax.lax.complex(*given[2:]))
-        h, _ = scan.linear_scan(a, b, implementation="pallas")
+    def call(*numbers: jax.Array, **given: Any) -> Any:
+        a, b = numbers if parts == 1 else (jax.lax.complex(*numbers[:2]), jax.lax.complex(*numbers[2:]))
+        h, _ = scan.linear_scan(a, b, implementation="pallas", **given)
         return h if parts == 1 else (h.real, h.imag)
 
     tokens = 128 // parts
@@ -32,7 +32,7 @@ def linear(dtype: Any, *, backward: bool = False) -> Case:
 def gated(dtype: Any, *, backward: bool = False) -> Case:
     """Blocks of 4 or 2 chunks; the backward pass first makes the states of all but one again."""
     x, decay = (jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS * SIZE), d) for d in (dtype, jnp.float32))
-    call = by_head(lambda *x: scan.gated_linear_attention(*x, implementation="pallas")[0])
+    call = by_head(lambda *x, **given: scan.gated_linear_attention(*x, implementation="pallas", **given)[0])
     chunks, heads = (4 if dtype == jnp.bfloat16 else 2), (2 if backward else 4)
     trips = (3, 4) if backward and chunks > 2 else (chunks,)  # a loop that runs once is none
     return Case(call, [x, x, x, decay], backward, trips, 128 * chunks * heads, "token and head")
@@ -44,9 +44,9 @@ def gated_by_head(dtype: Any, *, groups: int = HEADS, backward: bool = False) ->
     x, shared = (jax.ShapeDtypeStruct(size(heads * SIZE), dtype) for heads in (HEADS, groups))
     decay = jax.ShapeDtypeStruct(size(HEADS), jnp.float32)
 
-    def call(*arrays: jax.Array) -> jax.Array:
+    def call(*arrays: jax.Array, **given: Any) -> jax.Array:
         q, k, v = (x.reshape(*size(-1), SIZE) for x in arrays[:3])
-        o, _ = scan.gated_linear_attention(q, k, v, arrays[3][..., None], implementation="pallas")
+        o, _ = scan.gated_linear_attention(q, k, v, arrays[3][..., None], implementation="pallas", **given)
         return o.reshape(*size(-1))
 
     chunks = 4 if dtype == jnp.bfloat16 else 2
@@ -57,7 +57,7 @@ def gated_by_head(dtype: Any, *, groups: int = HEADS, backward: bool = False) ->
 def causal(dtype: Any, *, backward: bool = False) -> Case:
     """As `gated`, in half precision two chunks at a time. What is done again for steep logits is not counted."""
     x = jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS * SIZE), dtype)
-    call = by_head(lambda *x: scan.additive_recurrence(*x, implementation="pallas")[0])
+    call = by_head(lambda *x, **given: scan.additive_recurrence(*x, implementation="pallas", **given)[0])
     half, heads = dtype == jnp.bfloat16, (2 if backward else 4)
     rarely = (0,) if backward else (0,) * heads
     often = (3, 2) if half and backward else (2,)
@@ -74,7 +74,7 @@ def small_heads(dtype: Any) -> Case:
 def order_free(dtype: Any, *, backward: bool = False) -> Case:
     """Blocks of 1,024 tokens of 4 heads, or 512, once for the keys and once for the queries; half of them backward."""
     x = jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS * SIZE), dtype)
-    call = by_head(lambda *x: scan.additive_global(*x, implementation="pallas"))
+    call = by_head(lambda *x, **given: scan.additive_global(*x, implementation="pallas", **given))
     tokens = (1024 if dtype == jnp.bfloat16 else 512) // (2 if backward else 1)
     return Case(call, [x, x, x], backward, (), tokens * 4, "token and head")
 
@@ -83,7 +83,7 @@ def selective(dtype: Any, *, backward: bool = False) -> Case:
     """Mamba's sizes, with skip and gate: blocks of 128 tokens of 512 channels, in groups of 16 tokens."""
     x, weights = (jax.ShapeDtypeStruct((BATCH, LENGTH, size), dtype) for size in (2048, 16))
     A, D = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2048, 16), (2048,)))
-    call = lambda x, dt, A, B, C, D, z: scan.selective_scan(x, dt, A, B, C, D, z=z, implementation="pallas")[0]  # noqa: E731
+    call = lambda *x, **given: scan.selective_scan(*x[:-1], z=x[-1], implementation="pallas", **given)[0]  # noqa: E731
     trips = (8, 8) if backward else (8,)
     return Case(call, [x, x, A, weights, weights, D, x], backward, trips, 128 * 512 / 128, "token and 128 channels")
 
@@ -94,9 +94,9 @@ def diagonal(kind: Any, *, backward: bool = False) -> Case:
     x = jax.ShapeDtypeStruct((BATCH, LENGTH, 2048), jnp.bfloat16)
     part = jax.ShapeDtypeStruct((2048, states), jnp.float32)
 
-    def call(x: jax.Array, *given: jax.Array) -> jax.Array:
-        weights = given if parts == 1 else [jax.lax.complex(*given[i : i + 2]) for i in (0, 2, 4)]
-        return scan.diagonal_ssm(x, *weights, implementation="pallas")[0]
+    def call(x: jax.Array, *numbers: jax.Array, **given: Any) -> jax.Array:
+        weights = numbers if parts == 1 else [jax.lax.complex(*numbers[i : i + 2]) for i in (0, 2, 4)]
+        return scan.diagonal_ssm(x, *weights, implementation="pallas", **given)[0]
 
     trips = (8, 8) if backward else (8,)
     return Case(call, [x, *[part] * 3 * parts], backward, trips, 128 * width / 128, "token and 128 channels")
@@ -138,6 +138,13 @@ ON_V5E = {
     "additive_global float32": order_free(jnp.float32),
     "additive_global float32 backward": order_free(jnp.float32, backward=True),
     "additive_global bfloat16 of segments backward": segments(jnp.bfloat16),
+    "linear_scan bfloat16 packed backward": packed(linear(jnp.bfloat16, backward=True)),
+    "diagonal_ssm complex64 packed": packed(diagonal(jnp.complex64)),
+    "selective_scan bfloat16 packed backward": packed(selective(jnp.bfloat16, backward=True)),
+    "gated_linear_attention bfloat16 packed backward": packed(gated(jnp.bfloat16, backward=True)),
+    "gated_linear_attention by head bfloat16 packed": packed(gated_by_head(jnp.bfloat16)),
+    "additive_recurrence bfloat16 packed backward": packed(causal(jnp.bfloat16, backward=True)),
+    "additive_global bfloat16 masked": packed(order_free(jnp.bfloat16), "mask"),
     "gated_linear_attention bfloat16 on 2x2 chips": gated(jnp.bfloat16)._replace(over=MESH),
 }
 CASES = {

@@ -117,7 +117,7 @@ def choices(recurrence: Recurrence, call: Call | None = None) -> dict[str, tuple
     found = {}
     for platform in PLATFORMS:
         reason = _why_not(recurrence, platform, call)
-        if reason is None and not recurrence.kernels[platform].timed:
+        if reason is None and not recurrence.kernels[platform].picked:
             reason = "the kernel, which implementation='pallas' runs, has not been timed on this platform"
         found[platform] = ("xla", reason) if reason else ("pallas", "a kernel for this platform")
     return found
@@ -144,7 +144,7 @@ def _kernels(recurrence: Recurrence, implementation: str | None, call: Call) -> 
     if implementation == "pallas_interpret":
         able = {p: kernel for p, kernel in able.items() if p == "tpu"}
     if implementation is None:
-        able = {p: kernel for p, kernel in able.items() if kernel.timed}
+        able = {p: kernel for p, kernel in able.items() if kernel.picked}
     if implementation in ("pallas", "pallas_interpret") and not able:
         reasons = "; ".join(f"{p}: {_why_not(recurrence, p, call)}" for p in PLATFORMS)
         raise ValueError(

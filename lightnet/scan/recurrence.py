@@ -47,13 +47,14 @@ class Kernel(NamedTuple):
     Attributes:
         run: called like the others.
         refusal: (operands, **options) -> why it cannot run these, or None.
-        timed: whether `implementation=None` runs it; if not, since no measured table says yet that it is faster than
-            `xla`, it runs only where `implementation="pallas"` asks for it.
+        picked: whether `implementation=None` runs it; if not, it runs only where `implementation="pallas"` asks for it.
+            A kernel for TPUs is picked on what its compiler counts, beside which XLA's form takes several times as
+            long; of one for GPUs nothing but a measurement could tell.
     """
 
     run: Callable
     refusal: Callable[..., str | None]
-    timed: bool = True
+    picked: bool = True
 
 
 def _without_a_state(*_: Any, **__: Any) -> Any:

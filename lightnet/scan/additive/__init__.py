@@ -40,7 +40,7 @@ ADDITIVE = Recurrence(
     additive_xla,
     kernels={
         "tpu": Kernel(pallas_tpu.additive_tpu, pallas_tpu.refusal),
-        "cuda": Kernel(pallas_gpu.additive_gpu, pallas_gpu.refusal, timed=False),
+        "cuda": Kernel(pallas_gpu.additive_gpu, pallas_gpu.refusal, picked=False),
     },
     summary=summary,
     combine=combine,
@@ -53,7 +53,7 @@ ADDITIVE_GLOBAL = Recurrence(
     global_xla,
     kernels={
         "tpu": Kernel(order_free_tpu.global_tpu, order_free_tpu.refusal),
-        "cuda": Kernel(order_free_gpu.global_gpu, order_free_gpu.refusal, timed=False),
+        "cuda": Kernel(order_free_gpu.global_gpu, order_free_gpu.refusal, picked=False),
     },
     split=global_split,
 )

@@ -1,5 +1,8 @@
 """The kernels of the backward pass of causal LightNet on Hopper, which `pallas_gpu_backward` explains and launches.
 
+Per token and head of 128 channels queries, logits, values, the output's gradient and three gradients must move in
+bfloat16, 1,792 bytes, 0.6 ns at 3 TB/s; with what the kernels hand to each other it is over three times that.
+
 Rows of matrices are tokens, so that what each channel has is a vector along their columns; only the state has its key
 channels as rows. Pairs of tokens lie with the earlier one as the row.
 """

@@ -19,7 +19,7 @@ GATED = Recurrence(
     gated_xla,
     kernels={
         "tpu": Kernel(pallas_tpu.gated_tpu, pallas_tpu.refusal),
-        "cuda": Kernel(pallas_gpu.gated_gpu, pallas_gpu.refusal, timed=False),
+        "cuda": Kernel(pallas_gpu.gated_gpu, pallas_gpu.refusal, picked=False),
     },
     summary=summary,
     combine=combine,

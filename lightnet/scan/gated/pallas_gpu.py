@@ -1,5 +1,9 @@
 """Gated linear attention on Hopper GPUs: what `scalar_gpu` and `tree_gpu` have in common.
 
+Per token and head of 128 channels queries, keys, values and outputs take 1,024 bytes, float32 decays per key channel
+512 more: 0.34 and 0.51 ns at 3 TB/s, against some 100,000 operations, 0.1 ns. Both forms are bound by memory, if
+fetching and computing overlap; the docstrings there say what they move.
+
 Operands are bfloat16, sums and the state float32. What a masked token contains is cleaned away before, one more pass;
 tokens behind the end are filled with 0 by the copy to shared memory itself. With values of more than 128, XLA's
 form runs under differentiation: its forward pass stores what its backward pass needs.

@@ -4,7 +4,7 @@ A program takes a few heads of one sequence through time, chunk after chunk; hea
 Heads lie side by side in the last axis, (B, L, H K), as the projections before and behind give and take them.
 
 One decay per key channel, by the tree of products (`lightnet.scan.gated.tiles`): per token and head of 128 channels in
-bfloat16 with float32 decays 1,280 bytes must move, 2.3 cycles on v5e; the forward pass takes at most 4 bundles, most of
+bfloat16 with float32 decays 1,536 bytes must move, 2.8 cycles on v5e; the forward pass takes at most 4 bundles, most of
 them products of decays.
 
 One decay per head, or none, by products of matrices alone (`lightnet.scan.gated.matrices`): 1,028 bytes, 1.9 cycles on

@@ -18,7 +18,7 @@ LINEAR = Recurrence(
     linear_xla,
     kernels={
         "tpu": Kernel(pallas_tpu.linear_tpu, pallas_tpu.refusal),
-        "cuda": Kernel(pallas_gpu.linear_gpu, pallas_tpu.refusal, timed=False),
+        "cuda": Kernel(pallas_gpu.linear_gpu, pallas_tpu.refusal, picked=False),
     },
     summary=summary,
     combine=combine,

@@ -19,7 +19,7 @@ SELECTIVE = Recurrence(
     selective_xla,
     kernels={
         "tpu": Kernel(pallas_tpu.selective_tpu, pallas_tpu.refusal),
-        "cuda": Kernel(pallas_gpu.selective_gpu, pallas_gpu.refusal, timed=False),
+        "cuda": Kernel(pallas_gpu.selective_gpu, pallas_gpu.refusal, picked=False),
     },
     summary=summary,
     combine=combine,

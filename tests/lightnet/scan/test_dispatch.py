@@ -81,7 +81,7 @@ def test_a_kernel_for_another_platform_is_refused():
 
 
 def test_a_kernel_that_was_never_timed_runs_only_when_it_is_asked_for():
-    kernels = {"cpu": kernel("four", timed=False), "tpu": kernel("tpu")}
+    kernels = {"cpu": kernel("four", picked=False), "tpu": kernel("tpu")}
     untimed = Recurrence("untimed", AXES, named("r"), named("xl"), kernels=kernels)
     assert run(untimed, None) == 2
     assert run(untimed, "pallas") == 4

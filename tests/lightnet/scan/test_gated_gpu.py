@@ -14,7 +14,7 @@ from lightnet.scan.gated.chunk import split_sums, weights
 from lightnet.scan.gated.xla import gated_xla
 from lightnet.scan.recurrence import Kernel, Tokens
 from tests.lightnet.scan.interpreted_gpu import OLD, interpreted
-from tests.lightnet.scan.test_kernels import REGIMES, difference, packing
+from tests.lightnet.scan.test_kernels import REGIMES, difference, packing, poisoned
 
 SIZE = 16  # of chunks, tiles and heads
 
@@ -39,6 +39,11 @@ def arguments(length, regime, *, heads=2, groups=1, key=2 * SIZE, value=SIZE, de
 
 def check(patch, args, given, *, gradients=False):
     """Against the definition, both as the public function calls them; what is masked is not a number."""
+    check_all(patch, {"": args}, given, gradients=gradients)
+
+
+def check_all(patch, named, given, *, gradients=False):
+    """Arguments of the same shapes, so that they are compiled once."""
 
     def values(*args, implementation):
         *operands, state = args
@@ -48,22 +53,20 @@ def check(patch, args, given, *, gradients=False):
         out, pull = jax.vjp(partial(values, implementation=implementation), *args[:5])
         return *out, *pull(tuple(x.astype(y.dtype) for x, y in zip(args[5:], out, strict=True)))
 
-    function = values
-    if gradients:
-        random = np.random.default_rng(1)
-        args = [*args, *(jnp.asarray(random.standard_normal(args[i].shape), args[i].dtype) for i in (2, 4))]
-        function = both
-    expected = jax.jit(partial(function, implementation="reference"))(*(x.astype(jnp.float32) for x in args))
-    dtypes = [jnp.bfloat16, jnp.float32, *(x.dtype for x in args[: 5 * gradients])]
-    if given:
-        args = [*(jnp.where(given["mask"][..., None, None], x, jnp.nan) for x in args[:4]), *args[4:]]
+    function = both if gradients else values
     kernel = Kernel(lambda *a, interpret: pallas_gpu.gated_gpu(*a), pallas_gpu.refusal)
+    definition = jax.jit(partial(function, implementation="reference"))
     with interpreted(patch), patch.context() as inner:
         inner.setattr(gated, "GATED", replace(gated.GATED, kernels={"tpu": kernel}))
-        got = jax.jit(partial(function, implementation="pallas_interpret"))(*args)
-    assert [x.dtype for x in got] == dtypes
-    for x, y in zip(got, expected, strict=True):
-        assert difference(x.astype(jnp.float32), y) < 1e-2
+        program = jax.jit(partial(function, implementation="pallas_interpret"))
+        for name, args in named.items():
+            random = np.random.default_rng(1)
+            out = [jnp.asarray(random.standard_normal(args[i].shape), args[i].dtype) for i in (2, 4)][: 2 * gradients]
+            expected = definition(*(x.astype(jnp.float32) for x in (*args, *out)))
+            got = program(*poisoned(args, given), *out)
+            assert [x.dtype for x in got] == [jnp.bfloat16, jnp.float32, *(x.dtype for x in args[: 5 * gradients])]
+            for x, y in zip(got, expected, strict=True):
+                assert difference(x.astype(jnp.float32), y) < 1e-2, name
 
 
 # Behind the end of an array only newer releases read.
@@ -77,55 +80,32 @@ def two_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
-def test_values_with_one_decay_per_head(monkeypatch):
-    check(monkeypatch, arguments(48, "mild"), two_runs())
-
-
-@pytest.mark.slow
-def test_values_and_gradients_with_one_decay_per_head(monkeypatch):
-    check(monkeypatch, arguments(48, "mild"), two_runs(), gradients=True)
+@pytest.mark.parametrize("decays", [1, 2 * SIZE])
+def test_values_and_gradients_in_every_regime(monkeypatch, decays):
+    named = {regime: arguments(48, regime, decays=decays) for regime in REGIMES}
+    check_all(monkeypatch, named, two_runs(), gradients=True)
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_values_with_one_decay_per_key_channel(monkeypatch):
-    check(monkeypatch, arguments(48, "mild", decays=2 * SIZE), two_runs())
-
-
-@pytest.mark.slow
-def test_values_and_gradients_with_one_decay_per_key_channel(monkeypatch):
-    check(monkeypatch, arguments(48, "mild", decays=2 * SIZE), two_runs(), gradients=True)
-
-
-every_regime = pytest.mark.parametrize(
-    ("length", "regime", "packed"),
-    [
-        pytest.param(37, "usual", True, marks=ragged),
-        (16, "mild", False),
-        pytest.param(1, "steep", False, marks=ragged),
-        (48, "with resets", True),
-        (48, "nearly none", False),
-        pytest.param(19, "resets alone", True, marks=ragged),
-    ],
+@pytest.mark.parametrize("decays", [1, 2 * SIZE])
+@pytest.mark.parametrize(
+    ("length", "packed"),
+    [(48, True), (48, False), (16, False), *(pytest.param(length, True, marks=ragged) for length in (37, 19, 1))],
 )
+def test_values_of_any_length_in_every_regime(monkeypatch, length, packed, decays):
+    named = {regime: arguments(length, regime, decays=decays) for regime in REGIMES}
+    check_all(monkeypatch, named, packing(length) if packed else {})
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
+@ragged
 @pytest.mark.parametrize("decays", [1, 2 * SIZE])
-@every_regime
-def test_in_every_regime(monkeypatch, length, regime, packed, decays):
-    check(monkeypatch, arguments(length, regime, decays=decays), packing(length) if packed else {})
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("decays", [1, 2 * SIZE])
-@every_regime
-def test_gradients_in_every_regime(monkeypatch, length, regime, packed, decays):
-    args = arguments(length, regime, decays=decays)
-    check(monkeypatch, args, packing(length) if packed else {}, gradients=True)
+@pytest.mark.parametrize(("length", "packed"), [(37, True), (1, False)])
+def test_gradients_of_any_length_in_every_regime(monkeypatch, length, packed, decays):
+    named = {regime: arguments(length, regime, decays=decays) for regime in REGIMES}
+    check_all(monkeypatch, named, packing(length) if packed else {}, gradients=True)
 
 
 @pytest.mark.slow

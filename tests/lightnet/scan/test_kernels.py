@@ -104,19 +104,32 @@ def difference(x, y):
     return np.linalg.norm(np.where(same, 0, x) - np.where(same, 0, y)) / max(size, 1e-30)
 
 
-def outputs_and_gradients(name, args, implementation, given):
-    def run(*args):
-        return call(name)(*args, implementation=implementation, **given)
+def compiled(name, implementation):
+    """(arguments, cotangents, tokens) -> values and gradients."""
 
-    out = cotangents(run, args, {})
-    both = jax.jit(lambda args, out: (lambda y, pull: (y, pull(out)))(*jax.vjp(run, *args)), compiler_options=QUICKLY)
-    value, gradients = both(args, out)
-    return jax.tree.leaves(value), gradients
+    def both(args, out, given):
+        value, pull = jax.vjp(lambda *x: call(name)(*x, implementation=implementation, **given), *args)
+        return jax.tree.leaves(value), pull(out)
+
+    return jax.jit(both, compiler_options=QUICKLY)
 
 
-def check(name, args, given, *, values=2e-6, gradients=1e-5):
-    got, slopes = outputs_and_gradients(name, args, "pallas_interpret", given)
-    expected, expected_slopes = outputs_and_gradients(name, args, "reference", given)
+def outputs_and_gradients(name, args, implementation, given, program=None):
+    out = cotangents(lambda *x: call(name)(*x, implementation=implementation, **given), args, {})
+    return (program or compiled(name, implementation))(args, out, given)
+
+
+def poisoned(args, given):
+    """What stands at a masked token may be anything."""
+    if (mask := given.get("mask")) is None:
+        return args
+    real = [mask.reshape(mask.shape + (1,) * (x.ndim - 2)) if x.shape[:2] == mask.shape else True for x in args]
+    return [jnp.where(y, x, jnp.nan) for x, y in zip(args, real, strict=True)]
+
+
+def check(name, args, given, *, values=2e-6, gradients=1e-5, programs=(None, None)):
+    got, slopes = outputs_and_gradients(name, poisoned(args, given), "pallas_interpret", given, programs[0])
+    expected, expected_slopes = outputs_and_gradients(name, args, "reference", given, programs[1])
     for x, y in zip(got, expected, strict=True):
         assert x.dtype == y.dtype
         assert difference(x, y) < values
@@ -125,46 +138,48 @@ def check(name, args, given, *, values=2e-6, gradients=1e-5):
         assert difference(x, y) < gradients
 
 
+def check_every_regime(name, length, given, arguments=arguments):
+    """Of the same length, so that all regimes are compiled once; of what is masked the kernel sees no numbers."""
+    programs = [compiled(name, implementation) for implementation in ("pallas_interpret", "reference")]
+    for regime in REGIMES:
+        # The gradient of the initial maximum is 0 there, and beside nothing what rounding leaves of it is much.
+        most = np.inf if (name, regime) == ("additive_recurrence", "resets alone") else 1e-5
+        try:
+            check(name, arguments(name, length, regime), given, gradients=most, programs=programs)
+        except AssertionError as error:
+            error.add_note(f"regime: {regime}")
+            raise
+
+
 def test_values_and_gradients_of_a_short_packed_sequence():
     check("linear_scan", arguments("linear_scan", 8, "with resets"), packing(8))
 
 
-# One set of arguments per test and recurrence in continuous integration: the first.
+def if_there_is_time(*case):
+    """`make test-all` has it, continuous integration has not."""
+    return pytest.param(*case, marks=pytest.mark.exhaustive)
+
+
 every_regime = pytest.mark.parametrize(
-    ("length", "regime", "packed"),
-    [
-        (37, "with resets", True),
-        (1, "usual", True),
-        (16, "usual", False),
-        (33, "mild", False),
-        (37, "steep", True),
-        (37, "nearly none", False),
-        (19, "resets alone", True),
-    ],
+    ("length", "packed"),
+    [(37, True), if_there_is_time(37, False), if_there_is_time(16, False), if_there_is_time(1, True)],
 )
 
 
 @pytest.mark.slow
 @every_regime
-@pytest.mark.parametrize("name", LINEAR)
-def test_linear_scan_in_every_regime(name, length, regime, packed):
-    check(name, arguments(name, length, regime), packing(length) if packed else {})
-
-
-@pytest.mark.slow
-@every_regime
-@pytest.mark.parametrize("name", GATED)
-def test_gated_linear_attention_in_every_regime(name, length, regime, packed):
-    check(name, arguments(name, length, regime), packing(length) if packed else {})
+@pytest.mark.parametrize("name", [*LINEAR, *GATED, "additive_recurrence"])
+def test_every_regime(name, length, packed):
+    check_every_regime(name, length, packing(length) if packed else {})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "groups", "key", "value"),
-    [(8, 4, 64, 64), (9, 9, 4, 6), (4, 1, 128, 128)],
+    [(8, 4, 64, 64), if_there_is_time(9, 9, 4, 6), if_there_is_time(4, 1, 128, 128)],
     ids=["groups in a program", "sizes that fill no rows", "a group over several programs"],
 )
-@pytest.mark.parametrize("name", GATED[::-1])
+@pytest.mark.parametrize("name", [GATED[1], if_there_is_time(GATED[0])])
 def test_gated_linear_attention_over_several_programs(monkeypatch, name, heads, groups, key, value):
     for how_many in ("HEADS", "HEADS_BACKWARD"):
         monkeypatch.setattr(gated_kernel, how_many, heads // 2)
@@ -177,22 +192,13 @@ def test_gated_linear_attention_over_several_programs(monkeypatch, name, heads, 
 
 @pytest.mark.slow
 @every_regime
-def test_additive_global_in_every_regime(length, regime, packed):
+def test_additive_global_in_every_regime(length, packed):
     mask = packing(length)["mask"].at[1].set(length % 2 == 0)
-    check("additive_global", arguments("additive_global", length, regime), {"mask": mask} if packed else {})
+    check_every_regime("additive_global", length, {"mask": mask} if packed else {})
 
 
 @pytest.mark.slow
-@every_regime
-def test_additive_recurrence_in_every_regime(length, regime, packed):
-    name = "additive_recurrence"
-    # The gradient of the initial maximum is 0 there, and beside nothing what rounding leaves of it is much.
-    gradients = np.inf if regime == "resets alone" else 1e-5
-    check(name, arguments(name, length, regime), packing(length) if packed else {}, gradients=gradients)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("packed", [True, if_there_is_time(False)])
 def test_additive_recurrence_where_keys_rise_steeply_within_a_chunk(packed):
     args = arguments("additive_recurrence", 40, "usual")
     args[1] = args[1] + jnp.outer(jnp.arange(40.0), jnp.array([10.0, -10.0, 0.0, 5.0]))[None, :, None]
@@ -200,7 +206,7 @@ def test_additive_recurrence_where_keys_rise_steeply_within_a_chunk(packed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [0.0, pytest.param(10.0, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("steps", [0.0, if_there_is_time(10.0)])
 def test_additive_recurrence_over_several_chunks_whose_runs_have_the_same_maximum(monkeypatch, steps):
     """What reaches the final maximum belongs to the last run alone, in whichever chunk it begins."""
     for name, size in {"CHUNK": 16, "TOKENS": 64}.items():
@@ -215,7 +221,7 @@ def test_additive_recurrence_over_several_chunks_whose_runs_have_the_same_maximu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [True, if_there_is_time(False)])
 def test_additive_recurrence_with_key_factors(shared):
     name = f"additive_recurrence{FACTORS}"
     check(name, with_factors("additive_recurrence", 21, shared=shared), packing(21))
@@ -239,14 +245,14 @@ def test_additive_recurrence_with_heads_that_fill_no_rows(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [True, if_there_is_time(False)])
 def test_additive_global_with_key_factors(shared):
     args = with_factors("additive_global", 37, shared=shared)
     check(f"additive_global{FACTORS}", args, {"mask": packing(37)["mask"]})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("segments", "factors"), [(50, True), (3, False)])
+@pytest.mark.parametrize(("segments", "factors"), [(50, True), if_there_is_time(3, False)])
 def test_additive_global_of_several_segments(segments, factors):
     """Some within one block of tokens, some over several; what is beyond the number of segments gives 0."""
     name, length = "additive_global", 75
@@ -262,7 +268,7 @@ def test_additive_global_of_several_segments(segments, factors):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factors", [2, 1], ids=["summed in a program", "a gradient of half a row"])
+@pytest.mark.parametrize("factors", [2, if_there_is_time(1)], ids=["summed in a program", "a gradient of half a row"])
 def test_additive_global_with_heads_that_fill_no_rows(monkeypatch, factors):
     for name, value in {"LANES": 16, "MOST_HEADS": 2, "SIZES": 8}.items():
         monkeypatch.setattr(additive_blocks, name, value)
@@ -283,7 +289,13 @@ def test_what_is_not_a_number_stays_so():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*GATED, *LINEAR[:3], "additive_global", "additive_recurrence"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(GATED[0], LINEAR[0], "additive_global", "additive_recurrence"),
+        *map(if_there_is_time, (GATED[1], *LINEAR[1:3])),
+    ],
+)
 def test_half_precision_is_read_and_written_and_the_state_is_wide(name):
     args, given = arguments(name, 37, "usual"), packing(37)
     state = args[len(args) - STATES.get(name, 1) :]
@@ -303,13 +315,12 @@ def test_half_precision_is_read_and_written_and_the_state_is_wide(name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [*GATED, "linear_scan", "additive_recurrence"])
 def test_a_masked_token_may_contain_anything(name):
     given, args = packing(37), arguments(name, 37, "usual")
     clean = outputs_and_gradients(name, args, "pallas_interpret", given)
-    masked, of_tokens = ~given["mask"], len(args) - STATES.get(name, 1)
-    poisoned = [x.at[masked].set(jnp.nan) for x in args[:of_tokens]]
-    got = outputs_and_gradients(name, [*poisoned, *args[of_tokens:]], "pallas_interpret", given)
+    got = outputs_and_gradients(name, poisoned(args, given), "pallas_interpret", given)
     jax.tree.map(np.testing.assert_array_equal, clean, got)
 
 
@@ -337,7 +348,9 @@ def test_sequences_side_by_side_and_under_vmap(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linear_scan", *GATED, "additive_recurrence", "additive_global"])
+@pytest.mark.parametrize(
+    "name", ["linear_scan", *map(if_there_is_time, (*GATED, "additive_recurrence", "additive_global"))]
+)
 def test_derivatives_of_second_order(name):
     args, given = arguments(name, 8, "usual"), packing(8)
     if name == "additive_global":

@@ -15,14 +15,18 @@ from tests.lightnet.scan.test_kernels import (
     QUICKLY,
     REGIMES,
     check,
+    check_every_regime,
     difference,
     every_regime,
+    if_there_is_time,
     outputs_and_gradients,
     packing,
+    poisoned,
 )
 
 SELECTIVE, COMPLEX, REAL = "selective_scan", "diagonal_ssm", "diagonal_ssm of real numbers"
 every_kind = pytest.mark.parametrize("name", [SELECTIVE, COMPLEX, REAL])
+one_kind = pytest.mark.parametrize("name", [SELECTIVE, if_there_is_time(COMPLEX), if_there_is_time(REAL)])
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +50,12 @@ def arguments(name, length, regime):
 
 @pytest.mark.slow
 @every_regime
-def test_selective_scan_in_every_regime(length, regime, packed):
-    check(SELECTIVE, arguments(SELECTIVE, length, regime), packing(length) if packed else {})
+@every_kind
+def test_every_regime(name, length, packed):
+    def of_kind(_, length, regime):
+        return arguments(name, length, regime)
 
-
-@pytest.mark.slow
-@every_regime
-@pytest.mark.parametrize("name", [COMPLEX, REAL])
-def test_diagonal_ssm_in_every_regime(name, length, regime, packed):
-    check(COMPLEX, arguments(name, length, regime), packing(length) if packed else {})
+    check_every_regime(name.split()[0], length, packing(length) if packed else {}, of_kind)
 
 
 @pytest.mark.slow
@@ -83,8 +84,7 @@ def test_selective_scan_without_skip_and_gate():
 
 
 @pytest.mark.slow
-@every_kind
-@pytest.mark.exhaustive
+@one_kind
 def test_half_precision_is_read_and_written_and_the_state_is_wide(name):
     args, given = arguments(name, 37, "usual"), packing(37)
     # Weights of complex numbers have no half precision.
@@ -101,11 +101,10 @@ def test_half_precision_is_read_and_written_and_the_state_is_wide(name):
 
 
 @pytest.mark.slow
-@every_kind
+@one_kind
 def test_a_masked_token_may_contain_anything(name):
     given, args = packing(37), arguments(name, 37, "usual")
     masked = ~given["mask"]
-    poisoned = [x.at[masked].set(jnp.nan) if x.shape[:2] == masked.shape else x for x in args]
 
     @partial(jax.jit, compiler_options=QUICKLY)
     def run(args, of_output):
@@ -113,7 +112,7 @@ def test_a_masked_token_may_contain_anything(name):
         return y, final, pull((jnp.broadcast_to(of_output, y.shape), jnp.ones_like(final)))
 
     clean = run(args, jnp.ones((*masked.shape, 1)))
-    got = run(poisoned, jnp.where(masked, jnp.nan, 1)[..., None])
+    got = run(poisoned(args, given), jnp.where(masked, jnp.nan, 1)[..., None])
     jax.tree.map(np.testing.assert_array_equal, clean, got)
     assert not clean[0][masked].any()
 

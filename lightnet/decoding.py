@@ -354,14 +354,26 @@ def _drawn(key: Array, logits: Float[Array, "B V"], sampling: Sampling) -> Int[A
 def _from_likeliest(key: Array, logits: Float[Array, "B V"], sampling: Sampling) -> Int[Array, " B"]:
     size = min(int(sampling.top_k) or logits.shape[-1], logits.shape[-1])
     if size == logits.shape[-1] and sampling.top_p == 1:
-        return jax.random.categorical(key, logits)
+        return _inverted(key, logits)
     logits, ids = jax.lax.top_k(logits, size)
     probabilities = jax.nn.softmax(logits)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     # The first is kept whatever rounding does; one of the following if those before it do not reach top_p.
     kept = (before < sampling.top_p) | (jnp.arange(size) == 0)[None]
-    choice = jax.random.categorical(key, jnp.where(kept, logits, -jnp.inf))
+    choice = _inverted(key, jnp.where(kept, logits, -jnp.inf))
     return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0]
+
+
+def _inverted(key: Array, logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """The token at which the sum of probabilities passes a random number; the largest logit is 0.
+
+    One random number per row: the V of `jax.random.categorical` and their logarithms take as long as a small model.
+    """
+    weights = jnp.exp(logits)
+    sums = jnp.cumsum(weights, axis=-1)
+    passed = sums > jax.random.uniform(key, (len(logits), 1), logits.dtype) * sums[:, -1:]
+    passed &= weights > 0  # rounding need not leave the sum of a token of probability 0 as it was
+    return jnp.where(passed.any(axis=-1), passed.argmax(axis=-1), weights.argmax(axis=-1))
 
 
 def _checked(

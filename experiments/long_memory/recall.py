@@ -32,6 +32,7 @@ from experiments.long_memory.tasks import (
 )
 from experiments.registry import unknown
 from experiments.results import About, Claim, Result, StoredResult
+from experiments.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +58,7 @@ class Config(MemoryConfig):
     """Sizes of associative recall."""
     listops: ListOpsConfig = field(default_factory=ListOpsConfig)
     """Sizes of ListOps."""
+    train: TrainConfig = field(default_factory=lambda: recipe(2000, 32, 50))
 
     def __post_init__(self) -> None:
         """Check the ranges and the names."""

@@ -44,6 +44,7 @@ def test_temperatures_are_chosen_with_seeds_that_are_not_reported(tmp_path, monk
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_gpu_preset(tmp_path):
     short = {"seeds": (0, 1), "tuned_with": 1, "at_once": 3, "temperatures": (1.0, 4.0), "objectives": ("ce", "mcmi")}
     assert short["at_once"] < GPU.at_once and set(short["objectives"]) <= set(GPU.objectives)

@@ -9,6 +9,7 @@ from experiments.distillation.measures import beside
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_batches_of_any_size_give_what_the_whole_set_gives():
     rng = np.random.default_rng(0)
     student, teacher = (jnp.asarray(3 * rng.normal(size=(53, 6)), jnp.float32) for _ in range(2))

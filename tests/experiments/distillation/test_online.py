@@ -15,6 +15,7 @@ CPU = online.PRESETS["cpu"]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_both_networks_learn_from_their_labels_and_a_student_alone_is_the_one_of_cross_entropy():
     """Where the other network does not matter, a student online is the one that learns from labels."""
     config = DigitsConfig(seeds=(0, 1), teacher="mlp-12", student="mlp-8", fit=FitConfig(400), teacher_fit=FitConfig(2))

@@ -18,6 +18,7 @@ def cohort():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_students_do_not_depend_on_other_seeds_and_temperatures(cohort):
     teachers, students = cohort
     together = students.distil(OBJECTIVES["hinton"], teachers, (2.0, 8.0))["test"]
@@ -31,6 +32,7 @@ def test_students_do_not_depend_on_other_seeds_and_temperatures(cohort):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_models_computed_together_are_those_computed_one_by_one(cohort):
     teachers, students = cohort
     one = students.distil(OBJECTIVES["crd"], teachers, (1.0,))["validation"]

@@ -31,12 +31,14 @@ def logits_of(encoding, grids):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_without_positions_all_placements_look_the_same():
     logits = logits_of("none", volumes(placements(3)[0], 3))
     np.testing.assert_allclose(logits, np.broadcast_to(logits[0], logits.shape), atol=1e-4)
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_lrpe_alone_cannot_tell_a_volume_from_its_mirror_image_but_an_axis_from_another():
     grids = volumes(placements(3)[0][::7], 3)
     logits = logits_of("lrpe", grids)

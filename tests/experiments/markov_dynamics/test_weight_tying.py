@@ -15,6 +15,7 @@ from tests.experiments.result_run import check_run
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("preset", ["paper", "smoke"])
 def test_two_updates_at_least_depth(preset, tmp_path):
     config = PRESETS[preset]

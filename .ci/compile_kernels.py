@@ -28,8 +28,9 @@ def verdict(measured: Measured, budget: dict[str, float] | None) -> str:
     """What is wrong, or nothing."""
     if budget is None:
         return ", ".join([*measured.wrong, "no budget"])
-    above = {name: x for name, x in measured.numbers.items() if name != "stages" and x > SLACK * budget[name]}
-    return ", ".join([*measured.wrong, *(f"{name}: {x:g} instead of {budget[name]:g}" for name, x in above.items())])
+    # More of anything is worse, but for the stages of a pipeline.
+    worse = {n: x for n, x in measured.numbers.items() if (x < budget[n] if n == "stages" else x > SLACK * budget[n])}
+    return ", ".join([*measured.wrong, *(f"{name}: {x:g} instead of {budget[name]:g}" for name, x in worse.items())])
 
 
 def line(name: str, target: str, of: ModuleType, found: Measured, unit: str) -> str:

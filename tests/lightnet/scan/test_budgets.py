@@ -118,12 +118,13 @@ ENTRY %main (x: f32[4]) -> f32[4] {
     assert case.traffic(program, forward._replace(backward=True)) == (48 + 32) / 48
 
 
-def test_what_is_above_its_budget_is_named(compiling):
+def test_what_is_worse_than_its_budget_is_named(compiling):
     verdict, measured = compiling("compile_kernels").verdict, compiling("kernels.case").Measured
     budget = {"bundles": 4.0, "spills": 10, "stages": 3}
     assert verdict(measured(budget, [], 0.0), budget) == ""
     assert verdict(measured(budget, [], 0.0), None) == "no budget"
     assert verdict(measured({**budget, "bundles": 4.2}, [], 0.0), budget) == "bundles: 4.2 instead of 4"
+    assert verdict(measured({**budget, "stages": 2}, [], 0.0), budget) == "stages: 2 instead of 3"
     assert verdict(measured({**budget, "stages": 4}, ["too much VMEM"], 0.0), budget) == "too much VMEM"
 
 

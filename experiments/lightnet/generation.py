@@ -283,12 +283,7 @@ def _initial(model: Any, key: jax.Array) -> Any:
 
 
 def _train_and_sample(
-    config: Config,
-    model: Any,
-    pictures: np.ndarray,
-    labels: np.ndarray,
-    asked: np.ndarray,
-    folder: Path,
+    config: Config, model: Any, pictures: np.ndarray, labels: np.ndarray, asked: np.ndarray, folder: Path
 ) -> tuple[np.ndarray, int, float]:
     """Samples (seeds, samples, 8, 8, 1), parameters of one model, and seconds of its training."""
     from experiments.training.together import number_of_parameters, train_together
@@ -310,13 +305,7 @@ def _train_and_sample(
 
 
 def _loss(
-    config: Config,
-    model: Any,
-    pictures: np.ndarray,
-    labels: np.ndarray,
-    params: Any,
-    rows: jax.Array,
-    key: jax.Array,
+    config: Config, model: Any, pictures: np.ndarray, labels: np.ndarray, params: Any, rows: jax.Array, key: jax.Array
 ) -> jax.Array:
     """Error of the predicted noise, with some classes not told."""
     import jax

@@ -14,6 +14,7 @@ from experiments.errors import UserError
 
 _ARTICLE = " = Title = \n\n" + " word , word <unk> . \n" * 500
 _ARTICLES = {"train": 24, "valid": 2, "test": 2}
+_SEQUENCES = 4
 
 
 class Examples:
@@ -92,6 +93,21 @@ def data_set(name: str, split: str) -> Examples:
 def wikitext() -> dict[str, str]:
     """In place of the three parts of WikiText-103: text of a few articles each."""
     return {part: _ARTICLE * count for part, count in _ARTICLES.items()}
+
+
+def sequences(texts: int, length: int) -> dict[str, np.ndarray]:
+    """In place of a task of the Long Range Arena: a few sequences of its length, all answered alike.
+
+    Args:
+        texts: read for one answer.
+        length: tokens of each.
+
+    Returns:
+        Columns as `experiments.long_memory.arena_data` has them.
+    """
+    lengths = np.full((_SEQUENCES, texts), length, np.int32)
+    tokens, label = np.zeros((_SEQUENCES, texts * length), np.uint8), np.zeros(_SEQUENCES, np.int32)
+    return {"tokens": tokens, "lengths": lengths, "label": label}
 
 
 def gpt2_tokenizer() -> str:

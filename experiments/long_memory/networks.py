@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from lightnet.backbone import CausalLM
 
 TIME_INVARIANT = "mamba-time-invariant+none"
+STEPPED = ("s4d+none", "s5+none", "mamba+none", "mamba2+none")
+DT_MAX = 0.1  # the largest initial step of all of them
 # LightNet's two encodings for all that knows no order by itself, so that only the mixing differs.
-MODELS = ("s4d+none", "s5+none", "mamba+none", "mamba2+none", "lightnet+both", "linear+both", "softmax+both")
+MODELS = (*STEPPED, "lightnet+both", "linear+both", "softmax+both")
 _COLOURS = ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#999999", "black", "#CC79A7")
 
 
@@ -52,6 +54,29 @@ class ModelConfig:
             require(f"model.{name}", getattr(self, name), 1)
         if self.width % self.num_heads:
             raise ValueError(f"model.num_heads: got {self.num_heads}, expected a divisor of the width {self.width}")
+
+    def options(self, kind: str) -> dict[str, Any]:
+        """Of a mixer, beside its size: none."""
+        del kind
+        return {}
+
+
+@dataclass(frozen=True)
+class SlowModelConfig(ModelConfig):
+    """The same with smaller initial steps, for longer memory."""
+
+    dt_min: float = 1e-4
+    """Smallest initial step of state space models; elsewhere it is 1e-3."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if not 0 < self.dt_min <= DT_MAX:
+            raise ValueError(f"model.dt_min: got {self.dt_min}, expected a number above 0 and up to {DT_MAX}")
+
+    def options(self, kind: str) -> dict[str, Any]:
+        """Of a mixer, beside its size."""
+        return {"dt_min": self.dt_min} if f"{kind}+none" in STEPPED else {}
 
 
 def check_models(names: tuple[str, ...]) -> None:
@@ -108,13 +133,14 @@ def _built(config: ModelConfig, name: str, vocabulary: int, remat: str, hidden: 
 
     size = Size(config.num_layers, config.width, config.num_heads, "ours", hidden=hidden)
     kind, _, encoding = name.partition("+")
+    mixer = _mixer(kind, config.options(kind))
     # What is read and what is told need not be alike: the output has a kernel of its own.
-    return causal_lm(size, vocabulary, mixer=_mixer(kind), tied=False, remat=remat, **mixers.positions(encoding))
+    return causal_lm(size, vocabulary, mixer=mixer, tied=False, remat=remat, **mixers.positions(encoding))
 
 
-def _mixer(kind: str) -> Callable[..., Any]:
+def _mixer(kind: str, options: dict[str, Any]) -> Callable[..., Any]:
     if f"{kind}+none" != TIME_INVARIANT:
-        return mixers.mixer(kind, causal=True)
+        return mixers.mixer(kind, causal=True, **options)
     from experiments.long_memory.time_invariant import TimeInvariantMamba
 
     def without_heads(*, num_heads: int, relative: Any = None, **options: Any) -> TimeInvariantMamba:

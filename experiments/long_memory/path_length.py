@@ -5,8 +5,8 @@ of it: what was read first has to be there 16,384 steps later, and the gradient 
 of each recurrent mixer, all of the same size. Softmax attention is left out: its 16,384^2 scores of each head and
 sequence, 1 GiB, do not fit into the memory that `cpu` is meant for.
 
-Initial steps are those of the mixers elsewhere here, from 1e-3 to 1e-1: the slowest states of S4D fade to exp(-8) of
-what they were over such a sequence until they learn to be slower.
+The smallest initial step is the 1e-4 of S4's released settings for Path-X: with the 1e-3 of the mixers elsewhere the
+slowest states of S4D would fade to exp(-8) of what they were over such a sequence until they learn to be slower.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.long_memory.cells import MemoryConfig, as_table, column_of, draw_curves, recipe, train_models
-from experiments.long_memory.networks import MODELS, ModelConfig, colour
+from experiments.long_memory.networks import MODELS, ModelConfig, SlowModelConfig, colour
 from experiments.long_memory.tasks import DISTANT, DistantConfig
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import TrainConfig
@@ -40,7 +40,7 @@ class Config(MemoryConfig):
     task: DistantConfig = field(default_factory=DistantConfig)
     """The sizes of the task."""
     models: tuple[str, ...] = tuple(name for name in MODELS if not name.startswith("softmax"))
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(1, 16, 2, 6000))
+    model: ModelConfig = field(default_factory=lambda: SlowModelConfig(1, 16, 2, 6000))
     evaluation_rows: int = 64
     train: TrainConfig = field(default_factory=lambda: recipe(100, 4, 20, learning_rate=1e-2))
 

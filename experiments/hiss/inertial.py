@@ -72,7 +72,7 @@ def vector(folder: Path) -> list[Recording]:
     for place in folders_in(folder, "*"):
         imu, truth = read_numbers(place / "imu.txt", 3, 7), read_numbers(place / "gt.txt", 2, 8)
         sensors = track(place / "imu.txt", imu[:, 0], imu[:, [4, 5, 6, 1, 2, 3]])
-        told = track(place / "gt.txt", truth[:, 0], _from_the_first(truth[:, 1:4], truth[:, 4:]))
+        told = track(place / "gt.txt", truth[:, 0], _from_the_first(place / "gt.txt", truth[:, 1:4], truth[:, 4:]))
         samples, positions = aligned(place, sensors, told)
         found.append(Recording(place.name, samples, velocities(positions)))
     return found
@@ -100,8 +100,10 @@ def total_capture(folder: Path) -> list[Recording]:
         turned = read_numbers(place / "gt_skel_gbl_ori.txt", 1, 4 * CAPTURE_JOINTS).reshape(-1, CAPTURE_JOINTS, 4)
         frames = min(len(sensors.time), len(position), len(turned))
         quaternions = np.roll(turned[:frames], -1, axis=-1)  # w, x, y, z in the file
-        joints = [_from_the_first(position[:frames, i], quaternions[:, i]) for i in range(CAPTURE_JOINTS)]
-        told = Track(sensors.time[:frames], METRES_PER_INCH * np.concatenate(joints, axis=1))
+        path = place / "gt_skel_gbl_ori.txt"
+        joints = [_from_the_first(path, position[:frames, i], quaternions[:, i]) for i in range(CAPTURE_JOINTS)]
+        metres = METRES_PER_INCH * np.concatenate(joints, axis=1)
+        told = track(place / "gt_skel_gbl_pos.txt", sensors.time[:frames], metres)
         samples, positions = aligned(place, sensors, told)
         found.append(Recording(place.name, samples, velocities(positions)))
     return found
@@ -185,7 +187,10 @@ def _capture_calibration(path: Path) -> dict[str, Rotation]:
     from scipy.spatial.transform import Rotation
 
     words = [line.split() for line in lines_of(path)[1:] if line.strip()]
-    found = {line[0]: Rotation.from_quat([float(word) for word in line[1:5]]) for line in words if len(line) >= 5}
+    try:
+        found = {line[0]: Rotation.from_quat([float(word) for word in line[1:5]]) for line in words if len(line) >= 5}
+    except ValueError:
+        raise UserError(f"{path}: got an orientation that is no quaternion") from None
     if missing := [name for name in CAPTURE_SENSORS if name not in found]:
         raise UserError(f"{path}: no orientation of {', '.join(missing)}")
     return found
@@ -204,7 +209,7 @@ def _capture_frames(path: Path) -> tuple[np.ndarray, np.ndarray]:
     for frame in range(frames):
         first = 2 + frame * (sensors + 1)  # behind the line with the number of the frame
         for number, line in enumerate(lines[first : first + sensors], start=first + 1):
-            name, *words = line.split()
+            name, *words = line.split() or [""]
             if name in CAPTURE_SENSORS:
                 try:
                     values[frame, CAPTURE_SENSORS.index(name)] = [float(word) for word in words[:7]]
@@ -216,8 +221,12 @@ def _capture_frames(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return values[..., :4], values[..., 4:]
 
 
-def _from_the_first(positions: np.ndarray, quaternions: np.ndarray) -> np.ndarray:
+def _from_the_first(path: Path, positions: np.ndarray, quaternions: np.ndarray) -> np.ndarray:
     """Positions (T, 3) in the frame of the first position and quaternion x, y, z, w (T, 4)."""
     from scipy.spatial.transform import Rotation
 
-    return Rotation.from_quat(quaternions[0]).inv().apply(positions - positions[0])
+    try:
+        first = Rotation.from_quat(quaternions[0])
+    except ValueError:
+        raise UserError(f"{path}: got a first orientation that is no quaternion") from None
+    return first.inv().apply(positions - positions[0])

@@ -71,6 +71,8 @@ def joystick_control(folder: Path) -> list[Recording]:
     for place in folders_in(folder, "demonstration_*"):
         touch, joystick = place / "touch_sensor_values.h5", place / "extreme3d_values.h5"
         time, *parts = read_hdf5(touch, ("timestamps", *XELA_PARTS))
+        if len({len(part) for part in parts}) > 1 or not len(parts[0]):
+            raise UserError(f"{touch}: got parts of {[len(part) for part in parts]} readings, expected equal numbers")
         readings = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
         resting = np.median(readings[:100], axis=0)
         sensors = track(touch, time, np.clip(readings - resting, -XELA_LIMIT, XELA_LIMIT))

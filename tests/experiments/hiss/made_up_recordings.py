@@ -52,6 +52,7 @@ def xela_and_joystick(place, seconds=16.0):
     write_hdf5(place / "touch_sensor_values.h5", {**parts, "timestamps": time})
     axes = 0.1 + np.outer(time, [0.01, 0.02, -0.03])
     write_hdf5(place / "extreme3d_values.h5", {"axes": axes, "timestamps": time})
+    return np.concatenate([part.reshape(len(time), -1) for part in parts.values()], axis=1)
 
 
 def ronin(place, source="game_rv"):

@@ -23,7 +23,7 @@ def check_rates(recording, channels, targets):
 def test_marker_writing(tmp_path):
     place = tmp_path / "marker_writing_hiss_dataset"
     for number in range(5):
-        readings = made_up.reskin_and_kinova(place / f"demonstration_{number}", number, jump=1e4 * (number == 1))
+        readings = made_up.reskin_and_kinova(place / f"demonstration_{number}", number, jump=-1e4 * (number == 1))
     train, held_out = load("marker_writing", tmp_path)
     assert [r.name for r in (*train, *held_out)] == [f"demonstration_{number}" for number in (0, 2, 3, 4)]  # no jump
     for recording in (*train, *held_out):
@@ -50,11 +50,13 @@ def test_intrinsic_slip(tmp_path):
 def test_joystick_control(tmp_path):
     place = tmp_path / "joystick_control_hiss_dataset"
     for number, seconds in enumerate((16.0, 12.0, 16.0)):
-        made_up.xela_and_joystick(place / f"demonstration_{number}", seconds)
+        readings = made_up.xela_and_joystick(place / f"demonstration_{number}", seconds)
     train, held_out = load("joystick_control", tmp_path)
     assert {r.name for r in (*train, *held_out)} == {"demonstration_0", "demonstration_2"}  # 12 s are too short
     check_rates(train[0], 24 + 10 + 6, 3)
     assert np.abs(train[0].samples).max() <= 1000
+    first = np.clip(readings[0] - np.median(readings[:100], axis=0), -1000, 1000)  # all are made alike
+    np.testing.assert_allclose(train[0].samples[0], first)
     np.testing.assert_allclose(train[0].targets, np.outer(np.arange(75) / 5, [0.01, 0.02, -0.03]), atol=1e-9)
 
 
@@ -68,6 +70,14 @@ def test_ronin(tmp_path, source):
     np.testing.assert_allclose(train[0].samples[:, :3], np.tile([0.3, -0.2, 9.8], (150, 1)), atol=1e-6)
     np.testing.assert_allclose(train[0].samples[20, 3:], turning[10 + 80], atol=1e-6)  # 20 / 50 Hz behind frame 10
     np.testing.assert_allclose(train[0].targets[1:], np.tile(made_up.SPEED[:2], (14, 1)))
+
+
+def test_ronin_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.hiss.inertial.RONIN_SECONDS", 2)
+    for part in (*DATA_SETS["ronin"].train, *DATA_SETS["ronin"].held_out):
+        made_up.ronin(tmp_path / "ronin" / part / "a000_1")
+    _, (recording,) = load("ronin", tmp_path)
+    assert recording.samples.shape == (100, 6) and recording.targets.shape == (10, 2)
 
 
 def test_vector(tmp_path):
@@ -99,6 +109,7 @@ def broken(tmp_path, name, change):
     """A set whose first recording is changed, and what reading it says, in one line."""
     makers = {
         "marker_writing": lambda place: made_up.reskin_and_kinova(place / "demonstration_0", 0),
+        "joystick_control": lambda place: made_up.xela_and_joystick(place / "demonstration_0"),
         "ronin": lambda place: made_up.ronin(place / "train_dataset_1" / "a000_1"),
         "vector": lambda place: made_up.vector(place / "a"),
         "total_capture": lambda place: made_up.total_capture(place / "train" / "s1_rom1"),
@@ -126,7 +137,8 @@ def with_arrays(file, arrays):
 
 
 TIME = np.arange(4.0)
-RESKIN, KINOVA = "reskin_sensor_values.h5", "kinova_cartesian_states.h5"
+RESKIN, KINOVA, TOUCH = "reskin_sensor_values.h5", "kinova_cartesian_states.h5", "touch_sensor_values.h5"
+XELA = {f"{part}_sensor_values": np.ones((4 - (part == "fingertip"), 2)) for part in ("finger", "fingertip", "palm")}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +179,16 @@ RESKIN, KINOVA = "reskin_sensor_values.h5", "kinova_cartesian_states.h5"
         ("vector", with_text("imu.txt", "a\n"), "imu.txt: got no numbers behind 3 lines of header"),
         ("total_capture", with_text("imu.txt", "13 2\n1\n"), "imu.txt: got 2 lines, expected 29"),
         ("total_capture", with_text("imu.txt", "x\n"), "imu.txt: line 1 is 'x', expected the numbers of sensors"),
+        ("total_capture", with_text("imu.txt", "13 1\n1\n" + 13 * "\n"), "imu.txt: frame 0 has nothing of Head"),
         ("total_capture", with_text("calib_imu_ref.txt", "13\n"), "calib_imu_ref.txt: no orientation of Head"),
+        ("total_capture", with_text("calib_imu_ref.txt", "13\nHead 0 0 0 x\n"), "an orientation that is no quaternion"),
+        (
+            "total_capture",
+            with_text("gt_skel_gbl_pos.txt", "a\n" + 2 * (63 * "nan " + "\n")),
+            "value that is not finite",
+        ),
+        ("total_capture", with_text("gt_skel_gbl_ori.txt", "a\n" + 84 * "0 " + "\n"), "first orientation that is no"),
+        ("joystick_control", with_arrays(TOUCH, {"timestamps": TIME, **XELA}), "got parts of [4, 3, 4] readings"),
     ],
 )
 def test_another_format_is_told_in_one_line(tmp_path, name, change, told):

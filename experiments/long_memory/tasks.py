@@ -114,7 +114,8 @@ class AssociativeConfig:
         """The task."""
         from experiments.sources.memory import associative_recall
 
-        return _fresh(ASSOCIATIVE, associative_recall, self, self.alphabet, self.length, 2 / self.alphabet)
+        values = self.alphabet - self.alphabet // 2
+        return _fresh(ASSOCIATIVE, associative_recall, self, self.alphabet, self.length, 1 / values)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 
 MIN and MAX; MED, the integer part of the median; SM, the sum modulo 10. Expressions are drawn as the Long Range Arena
 draws them (arXiv 2011.04006): a node is an operator with probability 1/4 where it may be, else a digit; it has 2 to 10
-arguments, nesting goes to a depth of 10, and what has fewer than 500 or more than 2,000 tokens is drawn again.
+arguments. Its generator has a depth of 10 with the digits counted, which is 9 operators inside of each other, and keeps
+what has more than 500 and fewer than 2,000 tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OPERATORS: dict[str, Callable[[Sequence[int]], int]] = {
 CLOSE, END = "]", "="
 SYMBOLS = (*map(str, range(10)), *OPERATORS, CLOSE, END)
 OPERATOR_SHARE = 0.25
-LONG_RANGE_ARENA = {"depth": 10, "arguments": 10, "shortest": 500, "longest": 2000}
+LONG_RANGE_ARENA = {"depth": 9, "arguments": 10, "shortest": 501, "longest": 1999}
 
 
 class ListOps(NamedTuple):

@@ -83,9 +83,10 @@ def associative_recall(key: Array, rows: int, *, length: int, pairs: int, alphab
     """Tell the value of each key that is read again: multi-query associative recall (Zoology, arXiv 2312.04927).
 
     `pairs` keys, each with its value behind it, then the keys again in another order, among tokens that ask nothing.
-    The lower half of the ids are keys and the upper half values, each at most once in the pairs: 2 / `alphabet` of all
-    answers are right by chance. A query is as many slots of two tokens behind the pairs as a power law says, as in the
-    paper's data; its exponent is from memory, as are the names.
+    The lower half of the ids are keys and the upper half values, which have one id more if the alphabet is odd, each at
+    most once in the pairs: 2 / `alphabet` of all answers are right by chance, if it is even. A query is as many slots
+    of two tokens behind the pairs as a power law says, as in the paper's data; its exponent is from memory, as are the
+    names.
 
     Args:
         key: random key.

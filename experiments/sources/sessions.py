@@ -107,6 +107,9 @@ class Sessions:
         items: (N,) ids.
         offsets: (users + 1,), where each user begins, and the end.
 
+    Raises:
+        ValueError: there is no user, one has too few items, or the offsets do not go from 0 to N.
+
     Example:
         >>> sessions = Sessions(np.array([5, 6, 7, 8, 1, 2, 3, 4, 0]), np.array([0, 4, 9]))
         >>> sessions.kept(1, window=3).stop.tolist(), sessions.prefixes(window=2).stop.tolist()
@@ -117,8 +120,13 @@ class Sessions:
     offsets: np.ndarray
 
     def __post_init__(self) -> None:
-        """Check that every user has enough items."""
-        if self.lengths.min() < FEWEST or self.offsets[-1] != len(self.items):
+        """Check that there are users, that all items are somebody's, and that every user has enough of them."""
+        ends = [int(place) for place in self.offsets[[0, -1]]] if len(self.offsets) > 1 else []
+        if ends != [0, len(self.items)]:
+            raise ValueError(
+                f"offsets: got {ends or 'no user'}, expected from 0 to the number of items, {len(self.items)}"
+            )
+        if self.lengths.min() < FEWEST:
             raise ValueError(f"offsets: got sessions of {self.lengths.min()} items, expected at least {FEWEST}")
 
     @cached_property

@@ -53,8 +53,17 @@ def test_updates_are_counted_to_the_first_evaluation_that_is_good_enough():
 
 @pytest.mark.slow
 def test_a_training_ends_with_the_worst_seed_and_is_tested_on_other_sequences(tmp_path):
-    task = DistantConfig(4, 2, 4).task()
-    rows, model, found = train_cell(SMALL, task, "s5+none", tmp_path)
+    given, seen = DistantConfig(4, 2, 4).task(), set()
+
+    def draw(key, rows):
+        seen.add(rows)
+        return given.draw(key, rows)
+
+    # other sequences than a key would give to train on
+    task = replace(given, draw=draw, held_out=lambda key, rows: given.draw(jax.random.fold_in(key, 1), rows))
+    config = replace(SMALL, evaluation_rows=32)
+    rows, model, found = train_cell(config, task, "s5+none", tmp_path)
+    assert seen == {config.train.batch_size}
     table = as_table(rows)
     assert list(table) == list(COLUMNS) and table["seed"] == [3, 5]
     ends = found.updates[-1]
@@ -64,10 +73,13 @@ def test_a_training_ends_with_the_worst_seed_and_is_tested_on_other_sequences(tm
     assert table["updates to 95 %"] == updates_to(0.95, found.updates, found.accuracy)
     for i, seed in enumerate(SMALL.seeds):
         params = jax.tree.map(lambda leaf, i=i: leaf[i], found.params)
-        keys = jax.random.split(_stream(seed, "test"), 1)
-        batch = task.held_out(keys[0], 16)
-        told = share_right(model.apply({"params": params}, batch.tokens), batch)
-        assert column_of(table, "accuracy", DISTANT, "s5+none")[i] == pytest.approx(100 * float(told))
+        told = {}
+        for purpose in ("evaluation", "test"):
+            batches = [task.held_out(key, 16) for key in jax.random.split(_stream(seed, purpose), 2)]
+            of_each = [share_right(model.apply({"params": params}, batch.tokens), batch) for batch in batches]
+            told[purpose] = float(np.mean(of_each))
+        assert column_of(table, "accuracy", DISTANT, "s5+none")[i] == pytest.approx(100 * told["test"])
+        assert found.accuracy[i, -1] == pytest.approx(told["evaluation"])
 
 
 def _stream(seed, name):
@@ -83,6 +95,7 @@ def test_models_have_equal_sizes():
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
         size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         assert abs(size - config.parameters) < 0.01 * config.parameters and hidden > 8, name
+        assert not model.tied and (model.input_positions is not None) == name.endswith("+both"), name
 
 
 def test_listops_are_drawn_from_two_pools():
@@ -95,7 +108,7 @@ def test_listops_are_drawn_from_two_pools():
             text = [SYMBOLS[id] for id in tokens[: asked.argmax()]]
             assert evaluate(text) == target[asked.argmax()] and SYMBOLS[tokens[asked.argmax()]] == "="
         seen.append({tuple(row) for row in batch.tokens})
-    assert not seen[0] & seen[1]
+    assert not seen[0] & seen[1] and len(seen[1]) <= 64 / 4 < len(seen[0])
     assert task.data and 0.1 < task.chance < 0.6
 
 
@@ -104,17 +117,19 @@ def test_listops_are_drawn_from_two_pools():
     [
         CopyingConfig(5, 3, 9),
         InductionConfig(7, 4),
-        AssociativeConfig(17, 3, 8),
+        AssociativeConfig(17, 3, 9),
         DistantConfig(50),
         ListOpsConfig(pool=8),
     ],
 )
-def test_tasks_have_the_length_and_the_tokens_that_they_say(sizes):
+def test_tasks_have_the_length_the_tokens_and_the_chance_that_they_say(sizes):
     task = sizes.task()
-    batch = task.draw(jax.random.key(1), 20)
-    assert batch.tokens.shape == batch.targets.shape == batch.asked.shape == (20, task.length)
-    assert int(batch.tokens.min()) >= 0 and int(batch.tokens.max()) < task.vocabulary
-    assert bool(batch.asked.any(axis=1).all())
+    batch = jax.tree.map(np.asarray, task.draw(jax.random.key(1), 99))
+    assert batch.tokens.shape == batch.targets.shape == batch.asked.shape == (99, task.length)
+    assert batch.tokens.min() >= 0 and batch.tokens.max() < task.vocabulary
+    assert batch.asked.any(axis=1).all()
+    if not isinstance(sizes, ListOpsConfig):  # whose answers are not equally frequent
+        assert task.chance == 1 / len(set(batch.targets[batch.asked]))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,13 @@ def test_values_are_asked_for_at_the_repeated_keys(length, alphabet):
         assert sorted(row[at]) == sorted(keys) and not at[:6].any()
         assert answers[at].tolist() == [pairs[key] for key in row[at]] and not answers[~at].any()
     assert set(np.flatnonzero(asked.any(axis=0))) == set(range(6, 6 + 2 * ((length - 6) // 2), 2))
+    kinds = tokens[:, :6:2], tokens[:, 1:6:2], tokens[:, 6:][~asked[:, 6:]]
+    half = alphabet // 2
+    assert [set(of_kind.ravel()) for of_kind in kinds] == [
+        set(range(half)),
+        set(range(half, alphabet)),
+        set(range(alphabet)),
+    ]
 
 
 def test_queries_stand_as_often_as_the_power_law_says():

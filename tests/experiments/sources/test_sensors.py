@@ -47,6 +47,9 @@ def test_each_disturbance_has_the_stated_variance(name):
     seconds = np.arange(sensors.length)[2:-2] / sensors.rate
     growth = {"drift": 1 + seconds, "vibration": np.ones_like(seconds), "noise": np.ones_like(seconds)}[name]
     np.testing.assert_allclose(added.var(axis=(0, 2)) / 0.64, growth, rtol=0.12)  # four standard errors, sqrt(4 / 4500)
+    # of two sensors independent: four standard errors of a mean of products, sqrt(1 / 1500) of the variance
+    product = (added * np.roll(added, 1, axis=-1)).mean(axis=0) / 0.64
+    assert (np.abs(product) < 0.15 * growth[:, None]).all()
 
 
 def test_the_vibration_grows_with_the_speed_and_stands_at_its_frequencies():

@@ -77,6 +77,7 @@ def test_the_equations_by_hand():
             f = np.stack(features)
             expected[row, chunk] = dense("head", norm(f[-1] + norm(f).sum(axis=0)))
     close(model.apply(variables, x), expected)
+    assert params["embed"]["bias"].std() > 0.3  # from which the size of a sample is known behind a norm
 
 
 def test_a_prediction_does_not_depend_on_later_chunks_to_the_bit_and_does_on_its_own():
@@ -138,6 +139,9 @@ def test_padding_on_both_sides_and_a_partial_last_chunk():
     of_one = HiSS(model.low, model.high, TARGETS, 1)
     one = of_one.apply(variables, short[:, -1:], jnp.ones((BATCH, 1, 1), bool), method=_features)
     first = model.apply(variables, x[:, : 2 * RATIO], None, method=_features)
+    behind = jnp.concatenate([padding[:, : RATIO - 1], short[:, -1:]], axis=1)  # the same, with padding before it
+    mask_behind = jnp.broadcast_to((jnp.arange(RATIO) == RATIO - 1)[None], (BATCH, RATIO))
+    close(model.apply(variables, behind, mask_behind, method=_features), one)
     features = jnp.concatenate([first.reshape(BATCH, 2, -1), one.reshape(BATCH, 1, -1)], axis=1)
     close(y[:, :3], model.apply(variables, features, method=lambda model, f: model._targets(model.high(f)[0])))
     # Left padding of whole chunks

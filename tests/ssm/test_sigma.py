@@ -1,12 +1,14 @@
 """SIGMA: its parts against loops, what padding can change in either mode, and where it starts from."""
 
+from math import erf
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssm import SIGMA
+from ssm import SIGMA, Mamba
 from ssm.sigma import GatedMamba, centred_convolution, gated, gru, mixed, partial_flip, selective_gate
 
 ITEMS, WIDTH, PLACES = 11, 4, 9
@@ -14,6 +16,7 @@ SIZES = {"width": WIDTH, "state_size": 3, "kept": 2}
 FAITHFUL = GatedMamba(mode="faithful", **SIZES)
 CORRECTED = GatedMamba(mode="corrected", **SIZES)
 LENGTHS = jnp.array([3, 6, 9, 1])
+RECURRENT = ("conv_kernel", "conv_bias", "gru_input_kernel", "gru_state_kernel")
 
 
 def histories(seed=0, width=WIDTH):
@@ -44,6 +47,63 @@ def test_flipped_twice_is_what_it_was(lengths, kept):
     once = partial_flip(x, kept, lengths)
     assert (partial_flip(once, kept, lengths) == x).all()
     assert bool((once == x).all()) == (kept == 9)
+
+
+def by_hand(params, items, mode, kept, layers):
+    """Scores of one history without padding behind it, row by row of the module's equations."""
+    mambas = [params[f"layers_{layer}"]["mix"]["mamba"] for layer in range(layers)]
+    params = jax.tree.map(np.asarray, params)
+    apply = jax.jit(Mamba(WIDTH, state_size=SIZES["state_size"]).apply)
+
+    def norm(x, name, own):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-12) * own[name]["scale"] + own[name]["bias"]
+
+    def dense(x, name, own):
+        return x @ own[name]["kernel"] + own[name]["bias"]
+
+    def gate(a, b, own):
+        sigmoid_a, sigmoid_b = (1 / (1 + np.exp(-x)) for x in (a, b))
+        return dense(a * sigmoid_a, "gate_silu", own) + dense(sigmoid_b, "gate_sigmoid", own)
+
+    def mixer(x, own, mamba):
+        end = len(x) - kept
+        flipped = np.concatenate([x[:end][::-1], x[end:]])
+        u, v = x + dense(x, "forward_input", own), flipped + dense(flipped, "flipped_input", own)
+        first = gate(u, u, own)
+        second = gate(v, first if mode == "faithful" else v, own)
+        y, y_f = (np.asarray(apply({"params": mamba}, h[None])[0][0]) for h in (x, flipped))
+        y, y_f = y + y * first, y_f + y_f * second
+        if mode == "corrected":
+            y_f = np.concatenate([y_f[:end][::-1], y_f[end:]])
+        taps, bias, *kernels = (jnp.asarray(own[name]) for name in RECURRENT)
+        recurrent = np.asarray(gru(centred_convolution(jnp.asarray(x[None]), taps, bias), *kernels))[0]
+        w = own["mix"] if mode == "faithful" else np.exp(own["mix"]) / np.exp(own["mix"]).sum()
+        return dense(w[0] * recurrent + w[1] * y_f + w[2] * y, "out", own)
+
+    x = norm(params["embedding"][items], "norm", params)
+    for layer, mamba in enumerate(mambas):
+        own = params[f"layers_{layer}"]
+        z = mixer(x, own["mix"], mamba)
+        z = norm(z + x if layers > 1 else z, "mix_norm", own)
+        h = dense(z, "up", own)
+        h = h * 0.5 * (1 + np.vectorize(erf)(h / np.sqrt(2)))
+        x = norm(dense(h, "down", own) + z, "norm", own)
+    return x[-1] @ params["embedding"][:-1].T
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "layers"), [("corrected", 1), ("faithful", 2)])
+def test_scores_are_those_of_the_equations(mode, layers):
+    """As released with a history that fills the window, or else with padding, which the equations do not know."""
+    items = np.random.default_rng(2).integers(0, ITEMS, (2, PLACES))
+    lengths = np.array([PLACES, PLACES if mode == "faithful" else 6])
+    model = SIGMA(ITEMS, mode=mode, num_layers=layers, **SIZES)
+    variables = params_of(model, items, lengths)
+    scores = jax.jit(model.apply)(variables, items, lengths)
+    for row, length, found in zip(items, lengths, scores, strict=True):
+        expected = by_hand(variables["params"], row[:length], mode, SIZES["kept"], layers)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_with_all_items_kept_both_directions_are_the_same():
@@ -177,6 +237,23 @@ def test_steps_start_at_ln_2_as_released_and_as_in_mamba_when_corrected():
         assert low * 0.999 < steps.min() and steps.max() < high * 1.001
         kernel = params["mamba"]["in_proj"]["kernel"]
         assert abs(float(kernel.std()) / (0.02 if mode == "faithful" else 64**-0.5 / 3**0.5) - 1) < 0.05
+        # PyTorch's, uniform up to one over the root of what is summed
+        for name, summed in zip(RECURRENT, (3 * 64, 3 * 64, 64, 64), strict=True):
+            assert 0.9 < jnp.abs(params[name]).max() * summed**0.5 < 1.001, name
+
+
+def test_the_embedding_of_padding_is_seen_as_released_and_never_changes():
+    items, lengths = jnp.array([[1, 2, 3, 0, 0, 0]]), jnp.array([3])
+    for mode in ("faithful", "corrected"):
+        model = SIGMA(num_items=ITEMS, mode=mode, **SIZES)
+        variables = params_of(model, items, lengths)
+        total = jax.jit(
+            jax.value_and_grad(lambda variables, model=model: (model.apply(variables, items, lengths) ** 2).sum())
+        )
+        other = jax.tree.map(jnp.array, variables)
+        other["params"]["embedding"] = other["params"]["embedding"].at[-1].add(jnp.arange(WIDTH))
+        (before, gradient), (after, _) = total(variables), total(other)
+        assert (gradient["params"]["embedding"][-1] == 0).all() and (before != after) == (mode == "faithful")
 
 
 def test_dropout_acts_where_there_are_random_numbers():

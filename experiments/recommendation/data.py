@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from experiments.training.config import CheckpointConfig, OptimizerConfig, Train
 
 if TYPE_CHECKING:
     from experiments.sources.sessions import SecondOrderItems, Sessions
+
+POPULARITY, MARKOV, SOURCE = REFERENCES = ("popularity", "Markov chain", "the source itself")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,31 @@ def law_of_last(law: SecondOrderItems, sessions: Sessions) -> np.ndarray:
     last = sessions.offsets[1:] - 1
     older, newer = (sessions.items[last - back] for back in (2, 1))
     return np.exp(np.asarray(law.log_law(older, newer)))
+
+
+def reference_scores(sessions: Sequence[Sessions], law: np.ndarray) -> dict[str, np.ndarray]:
+    """What scores the last item of each user without a model: counts of what is trained on, and the law itself.
+
+    Args:
+        sessions: sets of them.
+        law: (sets, users, items), of the last item, see `law_of_last`.
+
+    Returns:
+        Scores (sets, users, items) by the names in REFERENCES; those of the Markov chain follow the last item but one.
+
+    Example:
+        >>> from experiments.sources.sessions import Sessions
+        >>> sessions, law = Sessions(np.array([1, 1, 2, 0, 0]), np.array([0, 5])), np.full((1, 1, 3), 1 / 3)
+        >>> scores = reference_scores([sessions], law)
+        >>> scores["popularity"].tolist(), scores["Markov chain"].round(2).tolist()
+        ([[[0, 2, 1]]], [[[0.0, 0.67, 0.33]]])
+    """
+    from experiments.baselines.item_counts import popularity, transitions
+
+    items = law.shape[-1]
+    often = np.stack([popularity(own, items) for own in sessions])
+    chain = np.stack([transitions(own, items)[own.items[own.offsets[1:] - 2]] for own in sessions])
+    return dict(zip(REFERENCES, (np.broadcast_to(often[:, None], law.shape), chain, law), strict=True))
 
 
 def stacked(sessions: list[Sessions]) -> Any:

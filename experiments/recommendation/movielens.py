@@ -165,13 +165,10 @@ def trained(config: Config, mode: str, sessions: Sessions, run_dir: Path, seed: 
     recommender = recommender_of(config, mode, int(sessions.items.max()) + 1)
     items = jnp.asarray(sessions.items)
     examples = recommender.examples(sessions)
-    columns = {"start": examples.start.astype(np.int32), "stop": examples.stop.astype(np.int32)}
+    columns, of_rows = {"row": np.arange(len(examples.stop), dtype=np.int32)}, recommender.loss_of_rows(examples)
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
-        from experiments.sources.sessions import read
-
-        history, following = read(items, batch["start"], batch["stop"], config.window)
-        return recommender.loss(params, history, following, batch["stop"] - batch["start"], key), {}
+        return of_rows(params, batch["row"], key, items), {}
 
     task = Task(recommender.init, loss, _evaluation(config, recommender, sessions))
     folder = run_dir / "training" / f"{mode}-{seed}"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import results
-from experiments.recommendation.data import Generated, drawn, law_of_last, recipe
+from experiments.recommendation.data import MARKOV, REFERENCES, Generated, drawn, law_of_last, recipe, reference_scores
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import TrainConfig, require
 
@@ -48,7 +48,6 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     NO_GRU: {"recurrent": False},
 }
 GROUPS = ("all", "short", "long")
-POPULARITY, MARKOV, SOURCE = REFERENCES = ("popularity", "Markov chain", "the source itself")
 
 
 @dataclass(frozen=True)
@@ -156,14 +155,9 @@ def run(config: Config, run_dir: Path) -> Result:
 
 def _all_scores(config: Config, sessions: list[Sessions], law: np.ndarray, run_dir: Path) -> Any:
     """Name and scores (seeds, users, items) of each, those of references first."""
-    from experiments.baselines.item_counts import popularity, transitions
     from experiments.recommendation.recommenders import last_of_prefixes, trained_scores
 
-    items = config.sessions.items
-    often = np.stack([popularity(own, items) for own in sessions])
-    chain = [transitions(own, items)[own.items[own.offsets[1:] - 2]] for own in sessions]
-    found = (np.broadcast_to(often[:, None], law.shape), np.stack(chain), law)
-    yield from zip(REFERENCES, found, strict=True)
+    yield from reference_scores(sessions, law).items()
     for kind in config.kinds:
         model = last_of_prefixes(model_of(config, kind), config.sessions.longest)
         folder = run_dir / "training" / kind.replace(", ", "-").replace(" ", "-")

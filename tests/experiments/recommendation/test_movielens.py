@@ -88,6 +88,25 @@ def test_evaluation_asks_for_the_items_that_are_kept():
     assert knows["test NDCG"] > 2 * alike["test NDCG"] and alike["test HR"] == 1.0  # of nine films all are listed
     assert knows["1 - validation NDCG"] == 1 - knows["validation NDCG"]
     assert abs(alike["validation MRR"] - 1 / films) < 1e-6
+    table[:] = 0
+    ends = sessions.offsets[1:] - 1
+    table[sessions.items[ends - 1], sessions.items[ends]] = 1  # what is asked for in the test alone
+    found = movielens._evaluation(replace(PAPER, window=6, scored=5), own, sessions)(jnp.float32(1))
+    assert found["test NDCG"] > 1.5 * found["validation NDCG"]
+
+
+def test_the_metrics_are_those_of_the_best_validation(monkeypatch, tmp_path):
+    def trained(config, mode, sessions, run_dir, seed):
+        validation = np.array([0.9, 0.4, 0.7]) + (mode == "faithful") * np.array([0.0, 0.5, 0.0])
+        metrics = {f"test {name}": np.array([1.0, 2.0, 3.0]) / 10 + seed for name in ("HR", "NDCG", "MRR")}
+        return metrics | {"step": np.array([0, 480, 960]), "1 - validation NDCG": validation}
+
+    monkeypatch.setattr(movielens, "trained", trained)
+    monkeypatch.setattr(source, "load_movielens", lambda data_dir: MADE)
+    result = movielens.run(replace(PAPER, seeds=(1, 2)), tmp_path)
+    assert result.tables["metrics"]["step"] == [960, 960, 480, 480]
+    assert result.tables["metrics"]["NDCG"] == result.tables["metrics"]["HR"] == [1.3, 2.3, 1.2, 2.2]
+    assert result.measured == {"recommendation/sigma-movielens": [1.3, 2.3]}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from experiments.recommendation.next_item import (
     MARKOV,
     POPULARITY,
     SASREC,
+    attention_by_distance,
 )
 from tests.experiments.result_run import check_run
 
@@ -37,6 +38,48 @@ def test_claims_compare_within_a_seed_and_take_the_worse_density():
     assert found["bert4rec-beats-sasrec"] == [-13.0, -6.5] and found["bert4rec-cloze-helps"] == [-28.0, -14.0]
     assert found["bert4rec-both-ways"] == [3.0, 3.0]
     assert found["sasrec-attention-adapts"] == [3.0, 0.5]
+
+
+def test_models_are_what_their_names_say(monkeypatch):
+    """Causal or both ways, and the task; places for the whole history and the item behind it."""
+    for task in ("next_items", "cloze", "hidden_next"):
+
+        def named(model, *given, task=task):
+            mixer = getattr(model.backbone.mixer, "keywords", {"causal": "recurrent"})
+            return task, mixer["causal"], given
+
+        monkeypatch.setattr(f"experiments.recommendation.recommenders.{task}", named)
+    config = replace(next_item.PRESETS["cpu"], hidden=0.25)
+    assert next_item.recommenders(config, "dense") == {
+        GRU: ("next_items", "recurrent", (39,)),
+        SASREC: ("next_items", True, (39,)),
+        CAUSAL_CLOZE: ("cloze", True, (200, 39, 0.25)),
+        BOTH_WAYS: ("hidden_next", False, (200, 39)),
+        BERT4REC: ("cloze", False, (200, 39, 0.25)),
+    }
+
+
+@pytest.mark.slow
+def test_attention_is_that_of_the_last_items_of_users_who_have_enough():
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.baselines.recommenders import Size, attention_recommender, attention_weights
+    from experiments.recommendation.data import drawn
+
+    config = replace(next_item.PRESETS["smoke"], seeds=(0, 1), reach=4)
+    sessions = [drawn(config.sparse, seed)[1] for seed in config.seeds]  # of 4, 5, 6 and 4 items, the last one kept
+    model = attention_recommender(Size(config.sparse.items, config.width, config.layers), 6, causal=True)
+    params = [nn.unbox(model.init(jax.random.key(seed), jnp.zeros((1, 6), jnp.int32))) for seed in config.seeds]
+    params = jax.tree.map(lambda *leaves: 3 * jnp.stack(leaves), *params)
+    maps = attention_by_distance(config, "sparse", params, sessions)
+    for i, own in enumerate(sessions):
+        lists = np.stack([own.items[end - 5 : end - 1] for end in own.offsets[2:4]])
+        weights = attention_weights(model, jax.tree.map(lambda leaf, i=i: leaf[i], params), jnp.asarray(lists))
+        expected = np.asarray(weights)[..., ::-1].mean(axis=(1, 2))
+        assert np.ptp(expected) > 0.01
+        np.testing.assert_allclose(maps[i], expected, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 
 from experiments.baselines.recommenders import Size, attention_recommender, recurrent_recommender
+from experiments.recommendation.data import recipe
 from experiments.recommendation.recommenders import (
+    Recommender,
+    _mean_cross_entropy,
     cloze,
     cloze_places,
     hidden_next,
     last_of_prefixes,
     next_items,
+    trained_scores,
 )
 from experiments.recommendation.speed import sampled_loss
-from experiments.sources.sessions import Sessions
+from experiments.sources.sessions import Sessions, Stretches
 from ssm import SIGMA
 
 WINDOW, ITEMS = 5, 7
@@ -74,6 +78,48 @@ def test_next_items_are_asked_for_at_every_place():
     np.testing.assert_allclose(own.scores(params, HISTORY, LENGTHS)[0], logits[0, 2], rtol=1e-5)
 
 
+def test_rows_are_read_from_the_array_of_all_sessions():
+    """What a loss and scores are given: histories, what follows each item, lengths."""
+    given = Recommender(None, lambda *seen: seen, lambda *seen: seen, 3, None)
+    stretches, items = Stretches(np.array([2, 0, 5]), np.array([4, 3, 6])), jnp.arange(10, 20)
+    rows = jnp.array([2, 0])
+    found = given.loss_of_rows(stretches)("parameters", rows, "key", items)
+    assert [x if isinstance(x, str) else x.tolist() for x in found] == [
+        "parameters",
+        [[15, 0, 0], [12, 13, 0]],
+        [[16, 0, 0], [13, 14, 0]],
+        [1, 2],
+        "key",
+    ]
+    _, history, lengths = given.scores_of("parameters", items, stretches)
+    assert history.tolist() == [[12, 13, 0], [10, 11, 12], [15, 0, 0]] and lengths.tolist() == [2, 3, 1]
+
+
+def test_nothing_hidden_costs_nothing():
+    counted = jnp.zeros((1, 2), bool)
+    assert _mean_cross_entropy(jnp.full((1, 2, 3), jnp.inf), jnp.full((1, 2), -1), counted) == 0
+
+
+def test_every_seed_is_trained_on_its_own_sessions_and_asked_for_the_last_item(tmp_path):
+    """The model counts which items it has seen; its scores tell what it is asked about."""
+    offsets = np.array([0, 5, 9])
+    sessions = [Sessions(first + np.arange(9), offsets) for first in (0, 10)]
+
+    def loss(params, history, following, lengths, key):
+        real = jnp.arange(4)[None] < lengths[:, None]
+        return -jnp.sum(params["seen"][history] * real)
+
+    def scores(params, history, lengths):
+        return jnp.concatenate([jnp.tile(params["seen"][None], (len(history), 1)), history, lengths[:, None]], axis=1)
+
+    own = Recommender(lambda key: {"seen": jnp.zeros(20)}, loss, scores, 4, lambda sessions: sessions.trained(4))
+    found, _, _ = trained_scores(recipe(1, 2), own, sessions, tmp_path, seeds=(3, 4), label="")
+    for seed, first in enumerate((0, 10)):
+        assert np.flatnonzero(found[seed, 0, :20]).tolist() == [first, first + 1, first + 5]
+        assert (found[seed, :, 20:24] == [first + np.arange(4), first + np.array([5, 6, 7, -first])]).all()
+        assert found[seed, :, 24].tolist() == [4, 3]
+
+
 @pytest.mark.slow
 def test_a_cloze_asks_for_hidden_items_alone_and_does_not_see_them():
     own, key = KINDS["BERT4Rec"], jax.random.key(4)
@@ -99,6 +145,22 @@ def test_a_cloze_hides_a_share_or_the_last_item():
     before = real & (np.arange(WINDOW)[None] < np.asarray(lengths)[:, None] - 1)
     np.testing.assert_allclose(hidden[before].mean(), 0.9 * 0.3, atol=5 * 0.45 / before.sum() ** 0.5)
     np.testing.assert_allclose(hidden[real & ~before].mean(), 0.1 + 0.9 * 0.3, atol=5 * 0.5 / 4000**0.5)
+
+
+@pytest.mark.slow
+def test_scores_are_of_an_item_hidden_behind_the_history_and_of_the_next_one():
+    """Of histories without padding, one by one."""
+    for kind, model in (("BERT4Rec", BOTH_WAYS), ("SIGMA", None)):
+        own = KINDS[kind]
+        params = large(own)
+        found = own.scores(params, HISTORY, LENGTHS)
+        for row, length, scores in zip(HISTORY, LENGTHS.tolist(), found, strict=True):
+            if model is None:
+                loss = own.loss(params, row[None], FOLLOWING[:1], jnp.array([length]), jax.random.key(0))
+                np.testing.assert_allclose(loss, cross_entropy(scores, FOLLOWING[0, length - 1]), rtol=1e-4)
+            else:
+                expected = model.apply(params, jnp.append(row[:length], ITEMS)[None])[0, -1]
+                np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

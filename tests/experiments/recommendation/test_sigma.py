@@ -7,8 +7,18 @@ import numpy as np
 import pytest
 
 from experiments.recommendation import sigma
-from experiments.recommendation.data import Generated, drawn, law_of_last
-from experiments.recommendation.sigma import COMPARED, GROUPS, KINDS, REFERENCES
+from experiments.recommendation.data import (
+    MARKOV,
+    POPULARITY,
+    REFERENCES,
+    SOURCE,
+    Generated,
+    drawn,
+    law_of_last,
+    reference_scores,
+)
+from experiments.recommendation.sigma import COMPARED, GROUPS, KINDS
+from experiments.sources.sessions import Sessions
 from ssm.sigma import partial_flip
 from tests.experiments.result_run import check_run
 
@@ -68,6 +78,43 @@ def test_the_law_of_the_last_item_is_that_after_the_two_before():
         older, last = sessions.items[end - 3], sessions.items[end - 2]
         np.testing.assert_allclose(found[user], np.exp(law.log_law(older, last)), rtol=1e-5)
     np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-5)
+
+
+def test_what_counts_sees_neither_the_last_item_nor_another_set():
+    """Of both sets item 3 is nowhere but last; an answer that were seen would be in the counts or be the row read."""
+    offsets = np.array([0, 5, 9])
+    items = np.array([[0, 1, 0, 1, 3, 2, 1, 1, 3], [2, 2, 0, 0, 3, 2, 2, 2, 3]])
+    law = np.random.default_rng(0).dirichlet(np.ones(4), (2, 2))
+    found = reference_scores([Sessions(own, offsets) for own in items], law)
+    assert list(found) == list(REFERENCES)
+    assert found[POPULARITY].tolist() == [[[2, 2, 1, 0]] * 2, [[1, 0, 4, 0]] * 2]
+    # behind item 1, of each user of the first set: 0 follows it once, and all items count as popularity says
+    np.testing.assert_allclose(found[MARKOV][0], np.tile([(1 + 2 / 5) / 2, 1 / 5, 1 / 10, 0], (2, 1)))
+    assert found[SOURCE] is law
+
+
+@pytest.mark.slow
+def test_scores_and_laws_of_a_seed_stay_together(monkeypatch, tmp_path):
+    """The law itself scores best with its own seed; each kind is trained as the model of its name."""
+    made, kinds = [], (sigma.RELEASED, sigma.NO_GRU)
+    config = replace(CPU, seeds=(4, 7), kinds=kinds, sessions=Generated(users=40, items=30, shortest=4, longest=8))
+
+    def trained_scores(train, model, sessions, folder, *, seeds, label):
+        assert folder.name == label.replace(", ", "-").replace(" ", "-") and seeds == config.seeds
+        laws = [drawn(config.sessions, seed)[0] for seed in seeds]
+        return np.stack([law_of_last(*own) for own in zip(laws, sessions, strict=True)]), None, 0.0
+
+    monkeypatch.setattr("experiments.recommendation.recommenders.trained_scores", trained_scores)
+    monkeypatch.setattr("experiments.recommendation.recommenders.last_of_prefixes", lambda *given: made.append(given))
+    table = sigma.run(config, tmp_path).tables["metrics"]
+    assert made == [(sigma.model_of(config, kind), 8) for kind in kinds]
+    rows = zip(table["model"], table["seed"], table["histories"], table["NDCG"], strict=True)
+    ndcg = {tuple(row): value for *row, value in rows}
+    for seed in config.seeds:
+        law = law_of_last(*drawn(config.sessions, seed))
+        best = np.sort(law, axis=1)[:, :-11:-1] / np.log2(np.arange(2, 12))
+        for model in (SOURCE, *kinds):
+            np.testing.assert_allclose(ndcg[model, seed, "all"], 100 * best.sum(axis=1).mean(), rtol=1e-5)
 
 
 def test_settings_without_short_or_long_histories_are_refused():

@@ -32,6 +32,7 @@ def test_recordings_of_a_seed_are_the_same_for_all_models_and_nested():
     _, velocity = SMALL.sensors.sample((3, 0), 4)
     np.testing.assert_array_equal(fewer["train"].targets, velocity[:, [0, 10]])
     np.testing.assert_allclose(more["train"].inputs.mean(axis=(0, 1)), 0, atol=1e-5)
+    assert np.abs(more["test"].inputs.mean(axis=(0, 1))).max() > 0.01  # by the training part's mean, not its own
     assert np.abs(parts(SMALL, 3, 4, cutoff=5.0)["train"].inputs - fewer["train"].inputs).max() > 0.1
 
 

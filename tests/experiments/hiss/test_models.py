@@ -4,9 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.baselines.lstm import LSTM
 from experiments.hiss.models import LevelSize, model_of
-from experiments.hiss.names import Name, read_name
+from experiments.hiss.names import LEVELS, Name, read_name
 from experiments.hiss.preparation import low_passed, standardised, with_differences
+from lightnet.mixers import SoftmaxAttention
+from lightnet.positions import Rotary
+from ssm import S4, Mamba
 
 SIZE = LevelSize(width=6, layers=1, state_size=4)
 
@@ -40,16 +44,34 @@ def test_a_hierarchy_and_its_levels_without_chunks_have_the_same_parameters():
     assert shapes("mamba over lstm") == shapes("flat mamba over lstm end") != shapes("lstm over mamba")
 
 
-def test_flat_models_see_samples_up_to_where_they_are_read():
+def test_flat_models_see_samples_up_to_where_they_are_read_and_start_like_hierarchies():
     x = jax.random.normal(jax.random.key(0), (1, 20, 3))
-    later = x.at[:, 11:].add(1.0)  # behind the first sample of the third chunk of five
-    for reads, seen in (("start", 3), ("end", 2), ("chunk", 2)):
+    first, last = 10, 14  # samples of the third chunk of five
+    started = []
+    for reads, at in (("start", first), ("end", last), ("chunk", last)):
         name = "lstm over lstm" if reads == "chunk" else f"flat lstm {reads}"
         model = model_of(read_name(name), SIZE, num_targets=2, freq_ratio=5)
         params = model.init(jax.random.key(1), x)
-        before, after = model.apply(params, x), model.apply(params, later)
-        same = np.abs(before - after).max(axis=(0, 2)) == 0
-        assert same.tolist() == [True] * seen + [False] * (4 - seen), reads
+        apply = jax.jit(model.apply)
+        before = apply(params, x)
+        for changed, seen in ((at, 2), (at + 1, 3)):  # chunks whose predictions are the same
+            same = np.abs(before - apply(params, x.at[:, changed:].add(1.0))).max(axis=(0, 2)) == 0
+            assert same.tolist() == [True] * seen + [False] * (4 - seen), (reads, changed)
+        started.append(params)
+    for other in started[1:]:
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), started[0], other))
+
+
+@pytest.mark.parametrize("reads", ["", "flat "])
+def test_levels_are_where_the_name_says_and_causal(reads):
+    mixers = {"s4": S4, "mamba": Mamba, "lstm": LSTM, "transformer": SoftmaxAttention}
+    for high, low in zip(LEVELS, LEVELS[1:] + LEVELS[:1], strict=True):
+        model = model_of(read_name(f"{reads}{high} over {low}{' end' if reads else ''}"), SIZE, 2, 5)
+        for level, kind in ((model.high, high), (model.low, low)):
+            mixer = level.mixer(width=SIZE.width)
+            assert type(mixer) is mixers[kind] and mixer.capabilities.causal, kind
+            assert level.mlp_ratio == (1 if kind == "transformer" else 0)
+            assert kind != "transformer" or level.mixer.keywords["relative"] is Rotary
 
 
 def test_the_filter_keeps_slow_changes_takes_fast_ones_and_sees_no_future():

@@ -103,20 +103,32 @@ def test_chunks_follow_each_other_and_what_is_left_over_comes_first():
     assert seen[-1][2] == [[[0]], [[1, 2, 3]]]
 
 
+def test_what_is_claimed_of_induction_is_about_the_longest_sequences(monkeypatch, tmp_path):
+    monkeypatch.setattr(induction, "train_cell", lambda *_: ([], None, None))
+    monkeypatch.setattr(induction, "_tested", lambda *_: np.array([[100.0, 90.0, 50.0], [100.0, 99.0, 60.0]]))
+    config = replace(induction.PRESETS["cpu"], seeds=(0, 1), test_lengths=(8, 16, 32), models=("s5+none", "mamba+none"))
+    result = induction.run(config, tmp_path)
+    assert result.measured["long_memory/mamba-induction-extrapolates"].tolist() == [50.0, 60.0]
+    assert result.tables["lengths"]["length"] == [8, 16, 32] * 4
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["s5+none", "softmax+both"])
 def test_accuracy_at_a_length_is_that_of_the_last_token(name):
-    config = replace(induction.PRESETS["smoke"], models=(name,), test_lengths=(8, 12), test_rows=3, softmax_longest=8)
+    changes = {"seeds": (2, 4), "test_lengths": (8, 12), "test_rows": 30, "softmax_longest": 8}
+    config = replace(induction.PRESETS["smoke"], models=(name,), **changes)
     assert induction._lengths(config, name) == ([8] if name == "softmax+both" else [8, 12])
     model, _ = network(config.model, name, 16)
-    params = unbox(model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"])
-    found = Learned(np.zeros(1), np.zeros((1, 1)), np.zeros(1), jax.tree.map(lambda leaf: leaf[None], params), 0.0)
-    accuracy = induction._tested(config, name, model, found)
-    for k, length in enumerate(induction._lengths(config, name)):
-        task = induction_heads(random_stream(0, f"{length} tokens"), 3, length=length, alphabet=16)
-        told = model.apply({"params": params}, task.tokens)[:, -1].argmax(-1)
-        assert accuracy[0, k] == pytest.approx(100 * np.mean(told == task.targets[:, -1]))
+    each = [unbox(model.init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32))["params"]) for seed in config.seeds]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    accuracy = induction._tested(config, name, model, Learned(np.zeros(1), np.zeros((2, 1)), np.zeros(2), params, 0.0))
+    for i, seed in enumerate(config.seeds):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+        for k, length in enumerate(induction._lengths(config, name)):
+            task = induction_heads(random_stream(seed, f"{length} tokens"), 30, length=length, alphabet=16)
+            told = model.apply({"params": own}, task.tokens)[:, -1].argmax(-1)
+            assert accuracy[i, k] == pytest.approx(100 * np.mean(told == task.targets[:, -1]))
 
 
 @pytest.mark.parametrize(

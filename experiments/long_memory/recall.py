@@ -93,7 +93,7 @@ PRESETS = {
         copying=CopyingConfig(4096, 16, 16),
         induction=InductionConfig(256),
         associative=AssociativeConfig(512, 64, 256),
-        listops=ListOpsConfig(depth=10, arguments=10, shortest=500, longest=2000, pool=8192),
+        listops=ListOpsConfig(depth=9, arguments=10, shortest=501, longest=1999, pool=8192),
         model=ModelConfig(2, 64, 4, 150_000),
         train=recipe(10_000, 64, 500, learning_rate=1e-3),
     ),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.core.meta import unbox
 
-from experiments.long_memory.arena_models import SequenceClassifier, _parameters, classifier
+from experiments.long_memory.arena_models import SequenceClassifier, _built, _parameters, classifier
 from experiments.long_memory.arena_tasks import TASKS
 from experiments.long_memory.both_ways import BothWays
 from experiments.long_memory.long_range_arena import MODELS, PRESETS
@@ -38,6 +38,7 @@ def two_ways():
     return mixer, initialised(mixer, jnp.ones((1, 5, 3)))
 
 
+@pytest.mark.slow
 def test_two_directions_are_two_mixers(two_ways):
     mixer, variables = two_ways
     x = jax.random.normal(jax.random.key(1), (2, 5, 3))
@@ -50,6 +51,7 @@ def test_two_directions_are_two_mixers(two_ways):
     np.testing.assert_allclose(apply(variables, x, mask=everything)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_masked_tokens_are_not_seen_in_either_direction_wherever_they_stand(two_ways):
     mixer, variables = two_ways
     apply = jax.jit(mixer.apply)
@@ -65,6 +67,7 @@ def test_masked_tokens_are_not_seen_in_either_direction_wherever_they_stand(two_
     assert (np.asarray(gradient)[~mask] == 0).all() and np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_two_directions_have_no_state(two_ways):
     mixer, variables = two_ways
     with pytest.raises(ValueError, match="state not supported"):
@@ -73,15 +76,10 @@ def test_two_directions_have_no_state(two_ways):
         mixer.apply(variables, jnp.ones((1, 5, 3)), segment_ids=jnp.ones((1, 5), jnp.int32))
 
 
-# One of each kind: two directions by two mixers, mixers that are told what is padding, and causal ones that are not.
+# Two directions by two mixers, mixers that are told what is padding, and causal ones that are not.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "s4+none",
-        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in (*MODELS[1:], "mamba2+none")),
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [*MODELS, "mamba2+none"])
 def test_what_stands_behind_a_text_changes_nothing(name):
     """Other bytes, and another number of them; each row is what it is alone."""
     task = TASKS["retrieval"]
@@ -102,6 +100,7 @@ def test_what_stands_behind_a_text_changes_nothing(name):
     assert (np.abs(swapped - expected) > 1e-4).all()  # which text is which is known
 
 
+@pytest.mark.slow
 def test_the_mean_is_of_real_tokens_and_pixels_are_values_from_minus_1_to_1():
     """Both by hand, around the blocks."""
     model = SequenceClassifier(Backbone(partial(S4D, state_size=2), num_layers=1, width=4), classes=3, vocabulary=9)
@@ -121,6 +120,8 @@ def test_the_mean_is_of_real_tokens_and_pixels_are_values_from_minus_1_to_1():
     np.testing.assert_allclose(found[0], values @ embed["kernel"] + embed["bias"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_texts_are_compared_by_all_four_of_their_combinations():
     model = SequenceClassifier(Backbone(partial(S4D, state_size=2), num_layers=1, width=4), 2, 9, texts=2)
     tokens, lengths = jnp.array([[3, 5, 0, 7, 0, 0]], jnp.uint8), jnp.array([[2, 1]])
@@ -147,9 +148,8 @@ def test_models_of_the_preset_paper_have_equal_sizes(name):
 def test_initial_steps_are_as_small_as_the_length_asks_for():
     steps = []
     for name in ("text", "path_x"):
-        model, _ = classifier(SMALL, "s4+none", TASKS[name], 8, both_ways=True)
-        mixer = model.bind({"params": {}}).backbone.mixer(width=8, out_scale=0.02, dtype=None)
-        steps.append(mixer.one_way(width=8).dt_min)
-        assert isinstance(mixer.one_way(width=8), S4)
+        mixer = _built(SMALL, "s4+none", TASKS[name], 8, True, {}, 1).backbone.mixer(width=8).one_way(width=8)
+        assert isinstance(mixer, S4)
+        steps.append(mixer.dt_min)
     assert steps == [1e-3, 1e-4]
-    assert classifier(SMALL, "s4+none", TASKS["text"], 8, both_ways=False)[0].told is False
+    assert _built(SMALL, "s4+none", TASKS["text"], 8, False, {}, 1).told is False

@@ -132,7 +132,7 @@ def test_two_updates_of_the_preset_paper(task, model, tmp_path):
     config = replace(PAPER, seeds=(3,), task_names=(task,), models=(model,), model=size, **{task: train})
     config = replace(config, **written(tmp_path, task))
     absent = {claim.id.partition("/")[2] for claim in arena.CLAIMS}
-    result = check_run(arena, config, tmp_path / "run", absent)
+    result = check_run(arena, config, tmp_path, absent)
     (curve,) = result.series.values()
     assert curve["updates"].tolist() == [0, 1, 2]
     table = result.tables["models"]

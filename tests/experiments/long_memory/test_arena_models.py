@@ -97,7 +97,7 @@ def test_what_stands_behind_a_text_changes_nothing(name):
     shorter, own = texts[1:2, :, :6].reshape(1, -1), lengths[1:2]
     np.testing.assert_allclose(apply(variables, shorter, own)[0], expected[1], rtol=1e-3, atol=1e-4)
     swapped = apply(variables, texts[:, ::-1].reshape(3, -1), lengths[:, ::-1])
-    assert (np.abs(swapped - expected) > 1e-4).all()  # which text is which is known
+    assert (np.abs(swapped - expected).max(axis=1) > 1e-3).all()  # which text is which is known
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ of its own, 512 channels for images, and fewer states for texts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ ABOUT = About(
     # A guess: 108 trainings, of which those on Path-X see 130 billion tokens each.
     minutes={"smoke": 0.1, "paper": 50_000},
 )
-S4, S5, TRANSFORMER = "s4+none", "s5-bidirectional+none", "softmax+learned"
+S4, S5, TRANSFORMER = "s4+none", "s5-bidirectional+none", "softmax+rotary"
 MODELS = (S4, "s4d+none", S5, "mamba+none", "lightnet+both", TRANSFORMER)
 COLUMNS = ("task", "model", "seed", "updates", "accuracy", "chance", "parameters", "hidden", "seconds")
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#777777")
@@ -109,8 +109,11 @@ class Config(results.Config):
     """The same on CIFAR-10."""
     pathfinder: TrainConfig = field(default_factory=lambda: recipe(500_000, 64, 0.004, 2500))
     """The same on Pathfinder of 32 by 32 pixels."""
-    path_x: TrainConfig = field(default_factory=lambda: recipe(500_000, 16, 0.001, 10_000))
-    """The same on Pathfinder of 128 by 128 pixels."""
+    path_x: TrainConfig = field(
+        # Softmax attention holds all scores of a sequence, 4 GiB a block.
+        default_factory=lambda: replace(recipe(500_000, 16, 0.001, 10_000), device_batch=1, remat="nothing_saveable")
+    )
+    """The same on Pathfinder of 128 by 128 pixels, one picture at a time."""
 
     def __post_init__(self) -> None:
         """Check the ranges and the names."""

@@ -112,7 +112,7 @@ def written(folder, task):
 
 CASES = [
     ("listops", "s5-bidirectional+none"),
-    ("text", "softmax+learned"),
+    ("text", "softmax+rotary"),
     ("retrieval", "s4+none"),
     ("image", "lightnet+both"),
     ("pathfinder", "mamba+none"),

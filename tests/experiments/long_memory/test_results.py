@@ -179,6 +179,7 @@ def test_small_runs(module, tmp_path):
     check_run(module, module.PRESETS["smoke"], tmp_path, lacking)
 
 
+@pytest.mark.slow
 def test_published_sizes():
     for preset in ("gpu", "paper"):
         config = selective_copying.PRESETS[preset]

@@ -1,7 +1,7 @@
 """Strict numerics for every test, and no setting of the shell that started them.
 
-Most of the time of the tests is compilation. Of models and recurrences only the first tests of each file are quick,
-each with its first set of parameters. CI has no time for all slow tests: it runs the first of each file, with their
+Most of the time of the tests is compilation. Of models and recurrences only the first test of each file is quick,
+with its first set of parameters. CI has no time for all slow tests: it runs the first of each file, with their
 first set of parameters, and the smallest preset of every result by itself. `make test-all` runs every one.
 """
 
@@ -12,7 +12,7 @@ import jax
 import pytest
 
 TESTS = Path(__file__).parent
-OF_MODELS, QUICK = [TESTS / name for name in ("lightnet", "ssm")], 2
+OF_MODELS, QUICK = [TESTS / name for name in ("lightnet", "ssm")], 1
 SLOW, SLOW_OF_THE_SCAN_CORE = 1, 3  # tests of a file that CI runs
 # Whose parameters are different things to be tested: mixers, what may happen to a training, recurrences. No machine of
 # ours has a TPU: kernels are known by their interpreted tests alone.

@@ -89,6 +89,7 @@ def lightnet_of_fla():
     return model, lightnet.pretrained.save_pretrained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "made", [mamba, *(pytest.param(made, marks=pytest.mark.slow) for made in (mamba2, lightnet_of_fla))]
 )
@@ -118,6 +119,7 @@ def streamed(monkeypatch):
     return prompts, printed
 
 
+@pytest.mark.slow
 def test_text_is_printed_as_it_is_made(run, streamed, monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert generate_command.main([str(run[0]), "--prompt", "x"]) == 0

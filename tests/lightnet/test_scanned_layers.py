@@ -54,6 +54,7 @@ def tokens():
     return jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", pytest.param("nothing_saveable", marks=pytest.mark.slow)])
 def test_losses_and_gradients_are_those_of_blocks_one_by_one(tokens, remat):
     plain, scanned = model(remat=remat), model(remat=remat, scan_layers=True)

@@ -11,6 +11,7 @@ from experiments.lightnet import generation
 from experiments.lightnet.generation import BOTH, LINEAR, NONE, SOFTMAX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["cpu", pytest.param("gpu", marks=[pytest.mark.slow, pytest.mark.exhaustive])])
 def test_all_variants_have_the_same_number_of_parameters_within_one_percent(preset):
     config = generation.PRESETS[preset]

@@ -42,6 +42,7 @@ def test_the_published_model_has_its_size():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_updates_of_the_published_setting_with_few_channels(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "EXAMPLES", len(MADE["user_id"]))
     config = replace(

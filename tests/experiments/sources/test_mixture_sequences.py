@@ -20,6 +20,7 @@ def drawn() -> tuple[Means, Sequences]:
     return means, Sequences(*map(np.asarray, batch))
 
 
+@pytest.mark.slow
 def test_shares(drawn: tuple) -> None:
     _, batch = drawn
     for found, share in ((batch.novel.mean(), 0.3), (batch.bursty[~batch.novel].mean(), 0.6)):

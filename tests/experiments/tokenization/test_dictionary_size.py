@@ -62,6 +62,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[results.Result, Path
     return run(Config(**TINY), folder), folder  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_small_run(tiny: tuple[results.Result, Path]) -> None:
     result, _ = tiny
     assert set(result.measured) <= {claim.id for claim in CLAIMS}

@@ -55,6 +55,7 @@ def test_loss_is_per_token_and_the_metric_per_symbol(model, variables):
     assert float(task.evaluate(variables)["per_symbol"]) == pytest.approx(nats / 20, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, pytest.param(24, marks=pytest.mark.slow)])
 def test_any_number_of_evaluation_rows(model, variables, count):
     rows = [np.full(1 + i % 5, i % 3) for i in range(count)]

@@ -292,8 +292,8 @@ def test_what_is_not_a_number_stays_so():
 @pytest.mark.parametrize(
     "name",
     [
-        *(GATED[0], LINEAR[0], "additive_global", "additive_recurrence"),
-        *map(if_there_is_time, (GATED[1], *LINEAR[1:3])),
+        *(GATED[0], LINEAR[0], "additive_global"),
+        *map(if_there_is_time, (GATED[1], *LINEAR[1:3], "additive_recurrence")),
     ],
 )
 def test_half_precision_is_read_and_written_and_the_state_is_wide(name):

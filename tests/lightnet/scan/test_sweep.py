@@ -101,7 +101,8 @@ def test_half_precision_is_read_and_written_and_the_state_is_wide(name):
 
 
 @pytest.mark.slow
-@one_kind
+@pytest.mark.exhaustive
+@every_kind
 def test_a_masked_token_may_contain_anything(name):
     given, args = packing(37), arguments(name, 37, "usual")
     masked = ~given["mask"]

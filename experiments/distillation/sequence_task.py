@@ -78,15 +78,16 @@ def sequence_task(
         return {**on_text.init(key), "teacher": teacher.variables["params"]}
 
     def loss(variables: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        params = {"params": variables["params"]}
+        params, rows = {"params": variables["params"]}, len(batch["tokens"])
+        config.check_rows(rows, length)  # with `device_batch` a loss sees a part of the batch
         tokens, counted = with_own_rows(pair.sampler, params, batch["tokens"], config, key)
-        own = config.own_rows(batch_size)
+        own = config.own_rows(rows)
         s = pair.student.apply(params, tokens[:, :-1])
         t = pair.teacher.apply({"params": variables["teacher"]}, tokens[:, :-1])
         each = token_divergence(config.divergence, s, t, temperature=config.temperature, **config.options())
         divergence = reduce_tokens(each, counted)
         value, logged = (1 - config.label_weight) * divergence, {"divergence": divergence}
-        if own < batch_size:
+        if own < rows:
             labels = optax.softmax_cross_entropy_with_integer_labels(s[own:], tokens[own:, 1:]).mean()
             value, logged = value + config.label_weight * labels, {**logged, "cross-entropy": labels}
         return value, logged

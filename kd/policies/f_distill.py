@@ -59,6 +59,8 @@ def f_distill_weights(
     as_floats("B", logit=logit)
     check_number("smallest", smallest, above=0)
     check_number("largest", largest, at_least=float(smallest) if known(smallest) else None, above=0)
+    if generator == "total_variation":
+        raise ValueError("generator: got total_variation, expected one with a second derivative")
     derivative = as_generator(generator).derivative
     mask, (logit,) = as_counted(mask, logit=logit)
     log_r = jnp.clip(jax.lax.stop_gradient(logit), -LARGEST_LOGIT, LARGEST_LOGIT)

@@ -48,6 +48,32 @@ def log_laws(described, params, tokens):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_a_part_of_a_batch_has_its_share_of_own_rows(teacher, rows, fraction):
+    """As the loss sees it where gradients are accumulated."""
+    task, config = task_of(teacher, rows, on_policy_fraction=fraction, label_weight=0.5)
+    variables = nn.unbox(jax.jit(task.init)(KEY))
+    part = {"tokens": rows["tokens"][: ROWS // 2]}
+    loss, logged = jax.jit(task.loss)(variables, part, KEY)
+    own = config.own_rows(ROWS // 2)
+    _, counted = with_own_rows(model(4).build(), {"params": variables["params"]}, part["tokens"], config, KEY)
+    assert np.isfinite(loss)
+    assert (~counted).any(axis=1).sum() == own
+    assert ("cross-entropy" in logged) == (own < ROWS // 2)
+    if own < ROWS // 2:
+        q = log_laws(model(4), variables["params"], part["tokens"])[own:]
+        labels = part["tokens"][own:, 1:, None]
+        assert_allclose(logged["cross-entropy"], -jnp.take_along_axis(q, labels, axis=-1).mean(), rtol=1e-5)
+
+
+def test_a_part_without_a_whole_number_of_own_rows_is_refused(teacher, rows):
+    task, _ = task_of(teacher, rows, on_policy_fraction=0.5)
+    variables = jax.eval_shape(task.init, KEY)
+    with pytest.raises(ValueError, match="got 0.5 of 1 rows, expected a whole number"):
+        jax.eval_shape(task.loss, nn.unbox(variables), {"tokens": rows["tokens"][:1]}, KEY)
+
+
+@pytest.mark.slow
 def test_on_text_the_loss_is_the_mean_divergence_whatever_the_key(teacher, rows):
     task, _ = task_of(teacher, rows)
     variables = nn.unbox(jax.jit(task.init)(KEY))

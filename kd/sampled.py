@@ -17,6 +17,8 @@ from kd.divergences import LARGEST_LOG_RATIO, reduce_tokens
 from kd.generators import Generator, as_generator
 from kd.typing import Array, Number
 
+AS_LOG = ("reverse_kl", "jensen_shannon", "softened_kl")  # whose f' grows no faster than log u
+
 
 def f_dpg_loss(
     log_pi: ArrayInput,
@@ -113,7 +115,7 @@ def f_dpo_loss(
         worse_reference: of the worse ones (B).
         beta: strength.
         generator: of the divergence from the reference, a name in `GENERATORS` or one's own.
-        largest_log_ratio: clips log u.
+        largest_log_ratio: clips log u where f' grows faster than it; for the reverse KL the loss is DPO's at any ratio.
         mask: (B), true at pairs that count.
 
     Returns:
@@ -134,7 +136,8 @@ def f_dpo_loss(
     check_number("largest_log_ratio", largest_log_ratio, above=0)
     mask, (of_better, of_worse, *reference) = as_counted(mask, **given)
     ratios = (x - jax.lax.stop_gradient(y) for x, y in zip((of_better, of_worse), reference, strict=True))
-    u_w, u_l = (_derivative(generator, ratio, largest_log_ratio) for ratio in ratios)
+    largest = jnp.inf if generator in AS_LOG else largest_log_ratio
+    u_w, u_l = (_derivative(generator, ratio, largest) for ratio in ratios)
     return reduce_tokens(jax.nn.softplus(-beta * (u_w - u_l)), mask)
 
 

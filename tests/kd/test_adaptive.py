@@ -173,6 +173,9 @@ def test_f_dpo():
         forward[0], np.log1p(np.exp(-0.3 * (np.exp(-worse) - np.exp(-better)))).mean(), rtol=1e-12
     )
     assert (np.abs(dpo[1][0]) > 0).all() and (dpo[1][1] == 0).all()
+    # Log ratios of whole sequences are large.
+    far = in_float64(all_of_it, *(40 * given))[0]
+    np.testing.assert_allclose(far[0], np.log1p(np.exp(-12 * (better - worse))).mean(), rtol=1e-12)
 
 
 @pytest.mark.slow

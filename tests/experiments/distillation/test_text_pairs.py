@@ -2,12 +2,17 @@
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ssm
 from experiments.distillation import text_pairs
 from experiments.distillation.sequence_config import SequenceDistillation
 from experiments.distillation.text_pairs import KINDS, LABELS, OWN, PAIRS, TEXT, objective
+from ssm import Mamba
+from ssm.models import Architecture, mamba_lm
 from tests.experiments.result_run import check_run
 
 SMOKE, CPU = text_pairs.PRESETS["smoke"], text_pairs.PRESETS["cpu"]
@@ -101,6 +106,27 @@ def test_a_seed_is_the_same_among_others_and_its_students_see_one_teacher(tmp_pa
     )
     same = text_pairs.run(labels, tmp_path / "labels").tables["models"]
     assert same["loss"] == [losses["the teacher"], losses[LABELS], losses[LABELS]]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_checkpoint_of_mamba_teaches_by_its_path(tmp_path):
+    model = mamba_lm(Architecture(Mamba(width=6, state_size=3), vocab_size=256, num_layers=1))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    # Twice as large: the teacher is not the one that initial values would give.
+    variables = jax.tree.map(lambda leaf: 2 * leaf, variables)
+    ssm.save_pretrained(tmp_path / "mamba", model, variables)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "again").mkdir()
+    config = replace(SMOKE, teachers=(str(tmp_path / "mamba"),), learns=(TEXT, OWN))
+    table = text_pairs.run(config, tmp_path / "run").tables["models"]
+    assert table["learns"] == ["the teacher", TEXT, OWN]
+    assert table["parameters"][0] == sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert np.isfinite(table["loss"]).all()
+    assert len(set(table["loss"])) == 3
+    ssm.save_pretrained(tmp_path / "other", model, jax.tree.map(lambda leaf: 0.5 * leaf, variables))
+    other = text_pairs.run(replace(config, teachers=(str(tmp_path / "other"),)), tmp_path / "again").tables["models"]
+    assert all(x != y for x, y in zip(table["loss"], other["loss"], strict=True))
 
 
 @pytest.mark.slow

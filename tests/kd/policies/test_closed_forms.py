@@ -238,6 +238,10 @@ def test_impossible_responses():
         (lambda: kd.best_of_n(TABLE, REWARD, n=0), "n: got 0, expected an integer of at least 1"),
         (lambda: kd.best_of_n(TABLE, REWARD[:1], n=2), "reward: got float"),
         (lambda: kd.f_distill_weights(TABLE), "logit: got float"),
+        (
+            lambda: kd.f_distill_weights(TABLE[0], generator="total_variation"),
+            "generator: got total_variation, expected",
+        ),
         (lambda: kd.f_sft_loss(TABLE[0], TABLE[0], TABLE[1], TABLE[:, 0]), "drawn_reference: got float"),
     ],
 )

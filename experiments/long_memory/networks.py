@@ -67,16 +67,20 @@ class SlowModelConfig(ModelConfig):
 
     dt_min: float = 1e-4
     """Smallest initial step of state space models; elsewhere it is 1e-3."""
+    mamba2_states: int = 64
+    """States of each of Mamba-2's heads; elsewhere they are 128, which have more parameters than a small model may."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
+        require("model.mamba2_states", self.mamba2_states, 1)
         if not 0 < self.dt_min <= DT_MAX:
             raise ValueError(f"model.dt_min: got {self.dt_min}, expected a number above 0 and up to {DT_MAX}")
 
     def options(self, kind: str) -> dict[str, Any]:
         """Of a mixer, beside its size."""
-        return {"dt_min": self.dt_min} if f"{kind}+none" in STEPPED else {}
+        states = {"state_size": self.mamba2_states} if kind == "mamba2" else {}
+        return {"dt_min": self.dt_min, **states} if f"{kind}+none" in STEPPED else {}
 
 
 def check_models(names: tuple[str, ...]) -> None:

@@ -14,9 +14,8 @@ that causal or not and Cloze or next item can be crossed:
 Sessions are those of a Markov chain of second order over items, a short one per user (sparse) or a long one (dense).
 The last item of a user is the test, its law is known, and HR, NDCG and MRR at ten are expectations over it. How far
 attention reaches is measured on the same number of last items in both, by the mean distance of what the last place
-attends to. Rows begin at the left, where published ones end at the right: of sessions of the two largest lengths (2 of
-16 sparse, 2 of 11 dense) the place that is asked has a position that no training has met, which a GRU and counts do not
-suffer from. Every seed has a chain, sessions and initial values of its own.
+attends to. Positions are counted from the end of a history, as in the published models, so that the place that is asked
+is one that was trained. Every seed has a chain, sessions and initial values of its own.
 """
 
 from __future__ import annotations

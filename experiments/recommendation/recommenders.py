@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.baselines.recommenders import items_mask
 from experiments.sources.sessions import Sessions, Stretches, read
+from lightnet.heads import MaskedLM
 from ssm.sigma import real_items
 
 LAST_ALONE = 0.1
@@ -57,7 +59,7 @@ class Recommender:
         return self.scores(params, history, jnp.asarray(stretches.lengths))
 
 
-def next_items(model: nn.Module, window: int) -> Recommender:
+def next_items(model: MaskedLM, window: int) -> Recommender:
     """A causal model that predicts the next item at every place of a history: SASRec's task, with all items as others.
 
     Args:
@@ -69,11 +71,11 @@ def next_items(model: nn.Module, window: int) -> Recommender:
     """
 
     def loss(params: Any, history: Any, following: Any, lengths: Any, key: Any) -> jax.Array:
-        logits = model.apply(params, history, rngs={"dropout": key})
+        logits = model.apply(params, history, mask=items_mask(model, lengths, window), rngs={"dropout": key})
         return _mean_cross_entropy(logits, following, real_items(lengths, window))
 
     def scores(params: Any, history: Any, lengths: Any) -> jax.Array:
-        logits: Any = model.apply(params, history)
+        logits: Any = model.apply(params, history, mask=items_mask(model, lengths, window))
         return _at(logits, lengths - 1)
 
     return Recommender(_init(model, window), loss, scores, window, lambda sessions: sessions.trained(window))

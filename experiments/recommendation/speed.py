@@ -171,7 +171,7 @@ def task_of(config: Config, sessions: Sessions, name: str) -> Any:
     import jax.numpy as jnp
 
     import kd
-    from experiments.baselines.recommenders import hidden_states
+    from experiments.baselines.recommenders import hidden_states, items_mask
     from experiments.sources.sessions import read
     from experiments.training.task import Task
     from ssm.sigma import real_items
@@ -183,8 +183,8 @@ def task_of(config: Config, sessions: Sessions, name: str) -> Any:
     def loss(params: Any, batch: Any, key: Any) -> Any:
         first, last = start[batch["rows"]], stop[batch["rows"]]
         history, following = read(items, first, last, config.window)
-        h, W = hidden_states(model, params, history, rngs={"dropout": key})
-        real = real_items(last - first, config.window)
+        mask, real = items_mask(model, last - first, config.window), real_items(last - first, config.window)
+        h, W = hidden_states(model, params, history, mask=mask, rngs={"dropout": key})
         if name == SASREC_ALL:
             return kd.chunked_cross_entropy(h, W, following, real, token_chunk=config.token_chunk), {}
         return sampled_loss(h, W, following, real, key), {}

@@ -12,6 +12,7 @@ from experiments.baselines.recommenders import (
     attention_recommender,
     attention_weights,
     hidden_states,
+    items_mask,
     recurrent_recommender,
 )
 
@@ -37,6 +38,33 @@ def test_what_a_place_sees(kind):
     before, after = (jax.jit(model.apply)(params, items) for items in (ITEMS, ITEMS.at[:, 2].set(0)))
     moved = np.abs(before - after).max((0, 2)) > 1e-5
     assert moved.tolist() == [kind == "both ways", kind == "both ways", True, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("causal", [True, False])
+def test_places_are_counted_from_the_end_of_a_history(causal):
+    """What stands behind a longer history has a place that was trained, and padding changes nothing."""
+    model = attention_recommender(SIZE._replace(layers=1), 8, causal=causal)
+    params, lengths = large(model), jnp.array([3, 5])
+    padded = jnp.where(jnp.arange(5)[None] < lengths[:, None], ITEMS, 7)
+
+    @jax.jit
+    def scores(params):
+        logits = model.apply(params, padded, mask=items_mask(model, lengths, 5))
+        return logits[jnp.arange(2), lengths - 1]
+
+    alone = [model.apply(params, ITEMS[row : row + 1, :length])[0, -1] for row, length in enumerate(lengths)]
+    np.testing.assert_allclose(scores(params), alone, rtol=1e-4, atol=1e-4)
+    of_table = [
+        np.abs(row["params"]["places"]["table"]).max(axis=1) > 0
+        for row in (jax.grad(lambda p, i=i: scores(p)[i, 2])(params) for i in range(2))
+    ]
+    assert [np.flatnonzero(used).tolist() for used in of_table] == [[5, 6, 7], [3, 4, 5, 6, 7]]
+
+
+def test_places_from_the_end_have_no_state_and_no_segments():
+    with pytest.raises(ValueError, match="state, segment_ids: expected None"):
+        attention_recommender(SIZE, 5, causal=True).init(jax.random.key(0), ITEMS, segment_ids=ITEMS)
 
 
 @pytest.mark.slow

@@ -196,6 +196,14 @@ def test_published_sizes():
     assert parameters(config, "mamba+none", 16) == 99_904
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [recall, path_length])
+def test_models_of_a_table_have_as_many_parameters(module):
+    config = module.PRESETS["cpu"]
+    sizes = [parameters(config, name, 16) for name in config.models]
+    assert len(sizes) >= 6 and max(sizes) <= 1.01 * min(sizes)
+
+
 def parameters(config, name, vocabulary):
     model, _ = network(config.model, name, vocabulary)
     return count_parameters(model, np.zeros((1, 4), np.int32))

@@ -58,7 +58,7 @@ def test_an_epoch_has_the_model_and_the_loss_of_its_name(name):
     import jax.numpy as jnp
     import optax
 
-    from experiments.baselines.recommenders import hidden_states
+    from experiments.baselines.recommenders import hidden_states, items_mask
     from experiments.recommendation.data import drawn
 
     config, key = speed.PRESETS["smoke"], jax.random.key(1)
@@ -71,7 +71,9 @@ def test_an_epoch_has_the_model_and_the_loss_of_its_name(name):
     right = np.concatenate([sessions.items[own + 1] for own in places])
     history = np.stack([np.pad(sessions.items[own], (0, config.window - len(own))) for own in places])
     # the same random numbers, so that the same is dropped
-    h, W = hidden_states(speed._model(config, name), params, jnp.asarray(history), rngs={"dropout": key})
+    model = speed._model(config, name)
+    mask = items_mask(model, jnp.array([len(own) for own in places]), config.window)
+    h, W = hidden_states(model, params, jnp.asarray(history), mask=mask, rngs={"dropout": key})
     others = np.asarray(jax.random.randint(key, history.shape, 0, len(W)))
     states, other = (np.concatenate([x[i, : len(own)] for i, own in enumerate(places)]) for x in (h, others))
     scores, at = states @ np.asarray(W).T, np.arange(len(right))

@@ -42,7 +42,7 @@ class Config(MemoryConfig):
     models: tuple[str, ...] = tuple(name for name in MODELS if not name.startswith("softmax"))
     model: ModelConfig = field(default_factory=lambda: SlowModelConfig(1, 16, 2, 6000))
     evaluation_rows: int = 64
-    train: TrainConfig = field(default_factory=lambda: recipe(100, 4, 20, learning_rate=1e-2))
+    train: TrainConfig = field(default_factory=lambda: recipe(200, 4, 20, learning_rate=1e-2))
 
 
 PRESETS = {

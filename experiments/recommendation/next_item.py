@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="SASRec (arXiv 1808.09781) and BERT4Rec (arXiv 1904.06690)",
     source="abstracts, and BERT4Rec's ablation of the Cloze (from memory)",
-    minutes={"smoke": 0.1, "cpu": 21},
+    minutes={"smoke": 0.1, "cpu": 18},
 )
 GRU, SASREC, CAUSAL_CLOZE = "GRU", "SASRec", "causal, Cloze"
 BOTH_WAYS, BERT4REC = "both ways, next item", "BERT4Rec"
@@ -82,7 +82,7 @@ class Config(results.Config):
     """Share of the items that a Cloze hides."""
     reach: int = 12
     """Last items of a history in which attention is measured."""
-    train: TrainConfig = field(default_factory=lambda: recipe(400, 64))
+    train: TrainConfig = field(default_factory=lambda: recipe(1600, 64))
     """The training of every neural model."""
 
     def __post_init__(self) -> None:

@@ -247,3 +247,20 @@ def gain(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         [0.75]
     """
     return 1 - np.asarray(ours) / np.asarray(theirs)
+
+
+def best_of(errors: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Errors of the model whose mean over seeds is smallest.
+
+    Args:
+        errors: (seeds,) of each model.
+        names: of the models to choose from.
+
+    Returns:
+        (seeds,).
+
+    Example:
+        >>> best_of({"a": np.array([3.0, 4.0]), "b": np.array([1.0, 5.0])}, ("a", "b")).tolist()
+        [1.0, 5.0]
+    """
+    return errors[min(names, key=lambda name: errors[name].mean())]

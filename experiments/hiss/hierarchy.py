@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.hiss.comparison import SMOKE, SensorConfig, check_names, gain, train_model
+from experiments.hiss.comparison import SMOKE, SensorConfig, best_of, check_names, gain, train_model
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import require
 
@@ -161,23 +161,18 @@ def _of_the_table(errors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     found = {f"hiss/unfair-flat-offset-{kind}": values for kind, values in later.items()}
     if len(kinds) < len(FLAT_KINDS) or not set(HIERARCHIES) <= errors.keys():
         return found
-    best = _best(errors, HIERARCHIES)
+    best = best_of(errors, HIERARCHIES)
     start = {kind: errors[name] for kind, name in FLAT_START.items()}
     worse = [errors[f"{high} over {low}"] - errors[f"{high} over s4"] for high in HIGH for low in ("lstm", "mamba")]
     mamba_first = np.minimum(start["lstm"], start["s4"]) - start["mamba"]
     transformer_last = start["transformer"] - np.max([start[kind] for kind in ("lstm", "s4", "mamba")], axis=0)
     return found | {
         "hiss/unfair-flat-offset": np.min(list(later.values()), axis=0),
-        "hiss/synthetic-23-percent": gain(best, _best(errors, tuple(FLAT_START.values()))),
-        "hiss/synthetic-against-best-aligned-flat": gain(best, _best(errors, tuple(FLAT_END.values()))),
+        "hiss/synthetic-23-percent": gain(best, best_of(errors, tuple(FLAT_START.values()))),
+        "hiss/synthetic-against-best-aligned-flat": gain(best, best_of(errors, tuple(FLAT_END.values()))),
         "hiss/synthetic-low-level-s4": np.min(worse, axis=0),
         "hiss/synthetic-flat-ordering": np.minimum(mamba_first, transformer_last),
     }
-
-
-def _best(errors: Mapping[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray:
-    """Errors of the model whose mean over seeds is smallest."""
-    return errors[min(names, key=lambda name: errors[name].mean())]
 
 
 def plot(result: StoredResult) -> Figure:

@@ -31,12 +31,14 @@ class LevelSize:
         layers: blocks.
         state_size: numbers of state per channel, of S4 and Mamba.
         heads: of attention.
+        dropout: rate, see `lightnet.backbone.Backbone`.
     """
 
     width: int = 24
     layers: int = 2
     state_size: int = 16
     heads: int = 2
+    dropout: float = 0.0
 
 
 def level(kind: str, size: LevelSize) -> Backbone:
@@ -61,17 +63,20 @@ def level(kind: str, size: LevelSize) -> Backbone:
         "mamba": partial(Mamba, state_size=size.state_size),
         "transformer": partial(SoftmaxAttention, num_heads=size.heads, relative=Rotary),
     }
-    return Backbone(mixers[kind], size.layers, size.width, mlp_ratio=int(kind == "transformer"))
+    return Backbone(mixers[kind], size.layers, size.width, mlp_ratio=int(kind == "transformer"), dropout=size.dropout)
 
 
-def model_of(name: Name, size: LevelSize, num_targets: int, freq_ratio: int) -> nn.Module:
+def model_of(
+    name: Name, size: LevelSize, num_targets: int, freq_ratio: int, lower: LevelSize | None = None
+) -> nn.Module:
     """The model of a name.
 
     Args:
         name: see `experiments.hiss.names`.
-        size: of both levels.
+        size: of the upper level.
         num_targets: numbers that are predicted for each chunk.
         freq_ratio: samples of a chunk.
+        lower: size of the lower level; None is that of the upper one.
 
     Returns:
         A module, called with samples (B, L, C), for (B, L / freq_ratio, num_targets).
@@ -81,7 +86,7 @@ def model_of(name: Name, size: LevelSize, num_targets: int, freq_ratio: int) -> 
         >>> type(model_of(read_name("flat lstm end"), LevelSize(), 2, 10)).__name__
         'Flat'
     """
-    low, high = level(name.low, size), level(name.high, size)
+    low, high = level(name.low, lower or size), level(name.high, size)
     if name.reads == "chunk":
         return HiSS(low, high, num_targets, freq_ratio)
     return Flat(low, high, num_targets, freq_ratio, freq_ratio - 1 if name.reads == "end" else 0)

@@ -15,6 +15,16 @@ from experiments.errors import UserError
 _ARTICLE = " = Title = \n\n" + " word , word <unk> . \n" * 500
 _ARTICLES = {"train": 24, "valid": 2, "test": 2}
 _SEQUENCES = 4
+# Of the sets of HiSS: recordings to train on, seconds, channels, targets. Numbers and lengths of the first three are
+# what is said of them, and the seconds of RoNIN the cut of the released code; the rest is our guess.
+_RECORDINGS = {
+    "marker_writing": (800, 30, 30, 2),
+    "intrinsic_slip": (880, 30, 30, 3),
+    "joystick_control": (800, 40, 1104, 3),
+    "ronin": (120, 240, 6, 2),
+    "vector": (14, 120, 6, 3),
+    "total_capture": (37, 90, 117, 63),
+}
 
 
 class Examples:
@@ -108,6 +118,20 @@ def sequences(texts: int, length: int) -> dict[str, np.ndarray]:
     lengths = np.full((_SEQUENCES, texts), length, np.int32)
     tokens, label = np.zeros((_SEQUENCES, texts * length), np.uint8), np.zeros(_SEQUENCES, np.int32)
     return {"tokens": tokens, "lengths": lengths, "label": label}
+
+
+def recordings(name: str) -> list[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """In place of a set of sensors: one recording without motion, as often as there are some.
+
+    Args:
+        name: of the set.
+
+    Returns:
+        Of the part to train on and the one that is held out: how often, and samples at 50 Hz and targets at 5 Hz.
+    """
+    count, seconds, channels, targets = _RECORDINGS[name]
+    arrays = np.zeros((50 * seconds, channels), np.float32), np.zeros((5 * seconds, targets), np.float32)
+    return [(count, arrays), (1, arrays)]
 
 
 def gpt2_tokenizer() -> str:

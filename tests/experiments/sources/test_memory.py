@@ -7,6 +7,7 @@ import pytest
 from experiments.sources.memory import associative_recall, distant_recall, induction_heads, selective_copying
 
 KEY = jax.random.key(3)
+ROWS = 20_000
 EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
 
 
@@ -62,12 +63,18 @@ def test_values_are_asked_for_at_the_repeated_keys(length, alphabet):
     ]
 
 
-def test_queries_stand_as_often_as_the_power_law_says():
-    _, _, asked = drawn(associative_recall, rows=4000, length=10, pairs=1, alphabet=4, power=0.5)
+def test_queries_stand_as_often_as_the_power_law_says_and_tell_nothing():
+    tokens, _, asked = drawn(associative_recall, rows=ROWS, length=10, pairs=1, alphabet=8, power=0.5)
     weights = np.arange(1, 5) ** -0.5
     expected = weights / weights.sum()
-    deviation = 5 * np.sqrt(expected * (1 - expected) / 4000)
+    deviation = 5 * np.sqrt(expected * (1 - expected) / ROWS)
     assert (np.abs(asked[:, 2::2].mean(axis=0) - expected) < deviation).all()
+    # Of four keys, values and slots each, none is known from another.
+    keys, values, slots = tokens[:, 0], tokens[:, 1] - 4, asked[:, 2::2].argmax(axis=1)
+    for one, other in ((keys, values), (keys, slots), (values, slots)):
+        together = np.bincount(4 * one + other, minlength=16) / ROWS
+        alone = np.outer(np.bincount(one), np.bincount(other)).ravel() / ROWS**2
+        assert (np.abs(together - alone) < 5 * np.sqrt(alone / ROWS)).all()
 
 
 def test_the_first_token_is_asked_for_at_the_last():

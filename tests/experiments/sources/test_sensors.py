@@ -30,9 +30,9 @@ def test_the_velocity_has_the_stated_moments():
 
 
 def test_quiet_sensors_read_the_acceleration_along_their_directions():
-    sensors = Sensors(length=200, rate=1000.0, bandwidth=0.5, **QUIET)
+    sensors = Sensors(length=200, rate=1000.0, bandwidth=0.7, **QUIET)
     readings, velocity = sensors.sample(5, 50)
-    slope = np.gradient(velocity.astype(float), 1 / sensors.rate, axis=1)[:, 1:-1] / (np.pi * 1.0)
+    slope = np.gradient(velocity.astype(float), 1 / sensors.rate, axis=1)[:, 1:-1] / (2 * np.pi * 0.7)
     np.testing.assert_allclose(readings[:, 1:-1], slope @ DIRECTIONS.T, atol=2e-3)
     assert abs(Sensors(length=50, **QUIET).sample(0, 1000)[0].var() - 1) < 0.15  # about three standard errors
     np.testing.assert_allclose(readings.sum(axis=-1), 0, atol=1e-5)  # three directions at 120 degrees

@@ -67,7 +67,7 @@ def ronin(place, source="game_rv"):
     bias, scale = np.array([0.01, 0.02, 0.03]), np.array([1.1, 0.9, 1.0])
     in_world = tango * calibration * steps
     acceleration = in_world.inv().apply(np.array([0.3, -0.2, 9.8]))
-    wrong = Rotation.from_rotvec([1.0, 1.0, 1.0]) * steps  # what is not chosen
+    wrong = steps.inv()  # what is not chosen: a constant rotation before the turns would cancel
     arrays = {
         "synced/time": time,
         "synced/gyro_uncalib": gyro + bias,

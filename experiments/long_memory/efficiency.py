@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Efficiently Modeling Long Sequences with Structured State Spaces, S4 (arXiv 2111.00396)",
     source="abstract",
-    minutes={"smoke": 0.1, "cpu": 2},
+    minutes={"smoke": 0.1, "cpu": 3},
 )
 S4, LINEAR = "s4", "linear"
 COLOURS = {S4: "#0072B2", "s4d": "#E69F00", "s5": "#56B4E9", LINEAR: "#999999", "softmax": "black"}
@@ -152,7 +152,8 @@ def plot(result: StoredResult) -> Figure:
             medians = [np.median(table[column][own & (table["length"] == length)]) for length in lengths]
             axis.plot(table["length"][own], table[column][own], "o", color=colour, markersize=3, alpha=0.5)
             axis.plot(lengths, medians, color=colour, label=name)
-        axis.set(xlabel="tokens", ylabel=label, xscale="log", yscale="log")
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="tokens", ylabel=label, yscale="log")
         axis.grid(color="0.9")
     axes[0].legend(frameon=False, fontsize=8)
     return figure

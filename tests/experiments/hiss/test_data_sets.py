@@ -1,13 +1,14 @@
 """The six published sets, from files of their formats with a motion that is known, and files of other formats."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.errors import UserError
 from experiments.hiss.data_sets import DATA_SETS, load
-from experiments.hiss.recordings import read_hdf5
+from experiments.hiss.recordings import Track, aligned, read_hdf5
 from tests.experiments.hiss import made_up_recordings as made_up
 
 pytest.importorskip("h5py")  # of the extra hdf5, which the extra test has in it
@@ -18,6 +19,14 @@ def check_rates(recording, channels, targets):
     assert recording.samples.shape == (10 * len(recording.targets), channels)
     assert recording.targets.shape[1] == targets
     assert np.isfinite(recording.samples).all() and np.isfinite(recording.targets).all()
+
+
+def test_a_target_stands_at_the_first_sample_of_its_chunk():
+    time = np.arange(0, 3.3, 0.01)
+    sensors, told = Track(time, time[:, None]), Track(time + 0.25, time[:, None] + 0.25)
+    samples, targets = aligned(Path("a"), sensors, told)
+    np.testing.assert_allclose(samples[:, 0], 0.25 + np.arange(150) / 50)
+    np.testing.assert_allclose(targets, samples[::10])
 
 
 def test_marker_writing(tmp_path):
@@ -42,6 +51,7 @@ def test_intrinsic_slip(tmp_path):
         made_up.reskin_and_kinova(tmp_path / "intrinsic_slip_hiss_dataset" / "box" / f"demonstration_{number}", number)
     train, held_out = load("intrinsic_slip", tmp_path)
     assert len(train) == 2 and len(held_out) == 1
+    assert held_out[0].name != "demonstration_2"  # which is the last: the division is at random
     check_rates(train[0], 30, 3)
     expected = [made_up.SPEED[0], made_up.SPEED[2], made_up.SLIP]
     np.testing.assert_allclose(train[0].targets[1:], np.tile(expected, (14, 1)), rtol=2e-3)
@@ -56,6 +66,7 @@ def test_joystick_control(tmp_path):
     made_up.write_hdf5(place / "demonstration_3" / "extreme3d_values.h5", short)
     train, held_out = load("joystick_control", tmp_path)
     assert {r.name for r in (*train, *held_out)} == {"demonstration_0", "demonstration_2"}  # 12 s are too short
+    assert DATA_SETS["joystick_control"].split == DATA_SETS["intrinsic_slip"].split == "random"
     check_rates(train[0], 24 + 10 + 6, 3)
     assert np.abs(train[0].samples).max() <= 1000
     first = np.clip(readings[0] - np.median(readings[:100], axis=0), -1000, 1000)  # all are made alike

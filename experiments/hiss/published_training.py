@@ -32,12 +32,7 @@ _STATES = {"s4": 64, "mamba": 16}
 
 
 def train_one(
-    config: Config,
-    name: str,
-    model: str,
-    parts: Parts,
-    run_dir: Path,
-    seed: int,
+    config: Config, name: str, model: str, parts: Parts, run_dir: Path, seed: int
 ) -> tuple[tuple, dict[str, np.ndarray]]:
     """Train a model on a set.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.long_memory.cells import COLUMNS, MemoryConfig, as_table, column_of, recipe, train_cell
-from experiments.long_memory.learning import answer_loss, share_right, updates_to
+from experiments.long_memory.learning import UNSOLVED, answer_loss, share_right, updates_to
 from experiments.long_memory.networks import MODELS, TIME_INVARIANT, ModelConfig, network
 from experiments.long_memory.tasks import (
     DISTANT,
@@ -49,6 +49,11 @@ def test_loss_and_accuracy_are_of_the_answers_alone():
 def test_updates_are_counted_to_the_first_evaluation_that_is_good_enough():
     accuracy = np.array([[0.1, 0.95, 0.2, 1.0], [0.1, 0.2, 0.3, 0.94]])
     assert updates_to(0.95, np.array([0, 5, 10, 15]), accuracy) == [5, None]
+
+
+def test_nothing_ends_a_training_but_its_answers():
+    train = recipe(100, 8, 10)
+    assert train.stop_metric == UNSOLVED and train.patience * train.eval_every >= train.steps
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ import jax
 
 from experiments import plain_text, results
 from experiments.hiss import data_size, hierarchy
-from experiments.long_memory import induction, path_length, recall, selective_copying
+from experiments.long_memory import efficiency, induction, path_length, recall, selective_copying
 from experiments.sources.memory import associative_recall
 
 # %% [markdown]
@@ -76,6 +76,18 @@ path_length.plot(distant)
 
 # %%
 print(plain_text.claims_table(distant.claims))
+
+# %% [markdown]
+# ## What a layer costs
+#
+# A pass forward and backward of one mixer: S4 by its convolution, softmax attention by all pairs.
+
+# %%
+costs = results.load("long_memory/efficiency")
+efficiency.plot(costs)
+
+# %%
+print(plain_text.claims_table(costs.claims))
 
 # %% [markdown]
 # ## Sensors, read in two levels

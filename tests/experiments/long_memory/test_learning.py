@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.long_memory import learning
 from experiments.long_memory.cells import COLUMNS, MemoryConfig, as_table, column_of, recipe, train_cell
 from experiments.long_memory.learning import UNSOLVED, answer_loss, share_right, updates_to
 from experiments.long_memory.networks import MODELS, TIME_INVARIANT, ModelConfig, network
@@ -56,8 +57,29 @@ def test_nothing_ends_a_training_but_its_answers():
     assert train.stop_metric == UNSOLVED and train.patience * train.eval_every >= train.steps
 
 
+def test_each_seed_is_measured_on_as_many_held_out_sequences_as_are_asked_for():
+    class One:
+        """A model that always tells 1."""
+
+        def apply(self, variables, tokens):
+            return jnp.broadcast_to(variables["params"], (*tokens.shape, 2))
+
+    def held_out(key, rows):
+        answers = jax.random.bernoulli(key, shape=(rows, 3)).astype(jnp.int32)
+        return Recall(jnp.zeros_like(answers), answers, jnp.ones_like(answers, bool))
+
+    task = replace(DistantConfig(4, 2, 4).task(), draw=None, held_out=held_out)
+    measure = learning._measuring(One(), task, (3, 5), 6, 2)
+    for purpose in ("evaluation", "test"):
+        keys = [jax.random.split(learning.random_stream(seed, purpose), 3) for seed in (3, 5)]
+        expected = [np.mean([held_out(key, 2).targets for key in of_seed]) for of_seed in keys]
+        np.testing.assert_allclose(measure(purpose, jnp.tile(jnp.array([[0.0, 1.0]]), (2, 1))), expected, rtol=1e-6)
+    named = learning._named(jnp.array([0.25, 1.0]), (3, 5))
+    assert named == {"accuracy 3": 0.25, "accuracy 5": 1.0, UNSOLVED: 0.75}  # of the worst
+
+
 @pytest.mark.slow
-def test_a_training_ends_with_the_worst_seed_and_is_tested_on_other_sequences(tmp_path):
+def test_a_training_ends_with_the_worst_seed_and_is_tested_on_other_sequences(tmp_path, monkeypatch):
     given, seen = DistantConfig(4, 2, 4).task(), set()
 
     def draw(key, rows):
@@ -66,8 +88,11 @@ def test_a_training_ends_with_the_worst_seed_and_is_tested_on_other_sequences(tm
 
     # other sequences than a key would give to train on
     task = replace(given, draw=draw, held_out=lambda key, rows: given.draw(jax.random.fold_in(key, 1), rows))
-    config = replace(SMALL, evaluation_rows=32)
+    config, asked = replace(SMALL, evaluation_rows=32), set()
+    stream = learning.random_stream
+    monkeypatch.setattr(learning, "random_stream", lambda *of: asked.add(of) or stream(*of))
     rows, model, found = train_cell(config, task, "s5+none", tmp_path)
+    assert {(seed, purpose) for seed in (3, 5) for purpose in ("evaluation", "test")} <= asked
     assert seen == {config.train.batch_size}
     table = as_table(rows)
     assert list(table) == list(COLUMNS) and table["seed"] == [3, 5]

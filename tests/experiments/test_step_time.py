@@ -6,6 +6,7 @@ import pytest
 
 from experiments.step_time import update_program
 from experiments.training.config import OptimizerConfig
+from experiments.training.recording import recording
 from experiments.training.task import Task
 
 
@@ -27,3 +28,9 @@ def test_each_call_takes_the_next_batch():
     task = Task(init=lambda key: {"kernel": jnp.zeros(())}, loss=lambda params, batch, key: (batch["x"], {}))
     call = update_program(task, OptimizerConfig(weight_decay=0.0), batches)
     assert [float(call()), float(call())] == [2.0, 3.0]
+
+
+def test_nothing_is_done_while_trainings_are_written_down():
+    with recording(lambda *_, **__: None):
+        call = update_program(Task(init=None, loss=None), OptimizerConfig(), {"x": np.zeros(3)})
+    assert call() is None

@@ -1,6 +1,7 @@
 """Training from prepared rows: the claim's numbers, a folder of one's own, refusals."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from experiments.errors import UserError
 from experiments.lightnet import prepared_text
 from experiments.lightnet.prepared_text import PRESETS
+from experiments.planning.trainings import recorded
 
 SMOKE = PRESETS["smoke"]
 
@@ -31,6 +33,17 @@ def test_the_ratio_is_that_of_the_slowest_model_of_each_seed():
 def test_refusals(field, value, message):
     with pytest.raises(ValueError, match=message):
         replace(SMOKE, **{field: value})
+
+
+def test_a_plan_times_nothing(monkeypatch):
+    def timed(*_, **__):
+        raise AssertionError("something is timed")
+
+    monkeypatch.setattr("experiments.scan_benchmark.measure.take_turns", timed)
+    monkeypatch.setattr("experiments.records.speed.speed_in_training_order", timed)
+    found = recorded(SimpleNamespace(id="lightnet/prepared_text", run=prepared_text.run), SMOKE)
+    assert [training.label for training in found.trainings] == ["softmax+none-seed0"]
+    assert found.stopped == ""
 
 
 @pytest.mark.slow

@@ -93,6 +93,7 @@ def train_variant(
     *,
     seed: int,
     embedding: float = 0.0,
+    scan_layers: bool = False,
 ) -> Outcome:
     """Train a variant from initial values that depend on the seed alone, but for what makes the variant.
 
@@ -106,6 +107,7 @@ def train_variant(
         folder: of the training; its name is the label.
         seed: of the initial values and the order.
         embedding: see `initial_values`.
+        scan_layers: see `lightnet.backbone.Backbone`.
 
     Returns:
         The outcome; its metrics are nats per unit of `lengths`.
@@ -114,7 +116,7 @@ def train_variant(
     from experiments.token_dynamics.text_models import build
     from experiments.training.loop import train
 
-    model = build(size, len(lengths), remat=config.remat, **VARIANTS[variant])
+    model = build(size, len(lengths), remat=config.remat, scan_layers=scan_layers, **VARIANTS[variant])
     task = next_token_task(model, held_out, lengths, 4 * (config.device_batch or config.batch_size))
     created = task.init
     task = replace(task, init=lambda key: initial_values(created(key), variant, embedding))

@@ -209,7 +209,15 @@ def spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.arange(count) * len(rows) // count]
 
 
-def build(size: SizeConfig, vocabulary: int, *, norm: bool = True, remat: str = "none", **options: Any) -> CausalLM:
+def build(
+    size: SizeConfig,
+    vocabulary: int,
+    *,
+    norm: bool = True,
+    remat: str = "none",
+    scan_layers: bool = False,
+    **options: Any,
+) -> CausalLM:
     """A language model of `RefinedMamba`.
 
     Args:
@@ -217,6 +225,7 @@ def build(size: SizeConfig, vocabulary: int, *, norm: bool = True, remat: str = 
         vocabulary: tokens V.
         norm: whether there are norms, before the mixers and before the logits.
         remat: see `lightnet.backbone.Backbone`.
+        scan_layers: see there, too.
         **options: further fields of the mixer, such as `scenario` or `gate`.
 
     Returns:
@@ -230,7 +239,7 @@ def build(size: SizeConfig, vocabulary: int, *, norm: bool = True, remat: str = 
 
     mixer = RefinedMamba(width=size.width, state_size=size.states, **options)
     model = mamba_lm(Architecture(mixer, vocab_size=vocabulary, num_layers=size.layers))
-    changed: dict[str, Any] = {"remat": remat} | ({} if norm else {"norm": without_norm})
+    changed: dict[str, Any] = {"remat": remat, "scan_layers": scan_layers} | ({} if norm else {"norm": without_norm})
     return model.clone(backbone=model.backbone.clone(**changed))
 
 

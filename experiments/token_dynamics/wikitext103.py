@@ -51,6 +51,8 @@ class Config(results.Config):
     """Of `experiments.token_dynamics.scenarios`."""
     size: SizeConfig = field(default_factory=lambda: SizeConfig(layers=24, width=768, states=16))
     """Of the models."""
+    scan_layers: bool = True
+    """Compile one block and loop over all; each is computed again in the backward pass anyway."""
     length: int = 1024
     """Tokens per row."""
     text_dir: str = "data/wikitext-103"
@@ -120,6 +122,7 @@ def run(config: Config, run_dir: Path) -> Result:
                 run_dir / "training" / f"{name}-seed{seed}",
                 seed=seed,
                 embedding=0.02,
+                scan_layers=config.scan_layers,
             )
             for part in held_out:
                 nats = float(outcome.evaluation[part][-1])

@@ -36,7 +36,7 @@ def test_the_recipe_is_the_published_one_but_that_the_rate_falls_to_zero():
 
 @pytest.mark.slow
 def test_the_size_is_that_of_mamba_130m():
-    model = build(PAPER.size, VOCABULARY, **VARIANTS["positive"])
+    model = build(PAPER.size, VOCABULARY, scan_layers=PAPER.scan_layers, **VARIANTS["positive"])
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), np.int32))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 129_135_360 - 16 * 768
 

@@ -333,6 +333,8 @@ def _accumulated(differentiate: Callable, state: TrainState, batch: Batch, key: 
         gradient, (_, metrics, collections) = differentiate(state.params, state.collections, batch, key, state.step)
         return gradient, metrics, collections
 
+    # Traced once, though asked for its shapes first.
+    differentiate = jax.jit(differentiate, inline=True)
     # Part m takes the rows m, m + parts, ...: each device cuts its own rows, and none is sent to another.
     cut = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 

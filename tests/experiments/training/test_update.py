@@ -80,6 +80,21 @@ def test_collections_are_handed_from_part_to_part():
     np.testing.assert_allclose(state.collections["statistics"]["mean"], first / 4 + second / 2, rtol=1e-6)
 
 
+def test_a_batch_in_parts_is_traced_as_often_as_a_whole_one():
+    task, optimizer = regression(), optax.sgd(0.1)
+    traced = []
+
+    def noted(*arguments):
+        traced.append(arguments)
+        return task.loss(*arguments)
+
+    for parts in (1, 2):
+        traced.clear()
+        update = make_update(Task(task.init, noted), optimizer, TrainConfig(), seed=0, microbatches=parts)
+        update.trace(start(task, optimizer), rows(4))
+        assert len(traced) == 1
+
+
 def steered(variables, batch, key):
     """A loss whose value, gradient and collection are in the batch."""
     w = variables["params"]["w"]

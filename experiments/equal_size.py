@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 
-def count_parameters(model: Any, inputs: Any) -> int:
+def count_parameters(model: Any, *inputs: Any) -> int:
     """Parameters of a model, by tracing its initialisation.
 
     Args:
         model: a linen module.
-        inputs: what it is called with; only shape and dtype matter.
+        *inputs: what it is called with; only shape and dtype matter.
 
     Returns:
         Their number.
@@ -27,8 +27,17 @@ def count_parameters(model: Any, inputs: Any) -> int:
     """
     import jax
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    from lightnet.scan.dispatch import lowered_for
+
+    with lowered_for("cpu"):  # kernels, which take the longest to trace, have no parameters
+        shapes = jax.eval_shape(_looped(model).init, jax.random.key(0), *inputs)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def _looped(model: Any) -> Any:
+    """The same model, of whose equal blocks one is traced in place of all, if it says that it has such blocks."""
+    backbone = getattr(model, "backbone", None)
+    return model if backbone is None else model.clone(backbone=backbone.clone(scan_layers=True))
 
 
 def hidden_for(count: Callable[[int], int], parameters: int) -> int:

@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from experiments import mixers
-from experiments.equal_size import hidden_for
+from experiments.equal_size import count_parameters, hidden_for
 from experiments.long_memory.arena_tasks import ArenaTask
 from experiments.long_memory.both_ways import BothWays
 from experiments.long_memory.networks import ModelConfig
@@ -125,12 +124,8 @@ def classifier(
     """
     shapes = (jnp.zeros((1, task.texts * 4), jnp.uint8), jnp.ones((1, task.texts), jnp.int32))
     build = partial(_built, config, name, task, length, both_ways, stack_options)
-    hidden = hidden_for(lambda width: _parameters(build(width), *shapes), config.parameters)
+    hidden = hidden_for(lambda width: count_parameters(build(width), *shapes), config.parameters)
     return build(hidden), hidden
-
-
-def _parameters(model: SequenceClassifier, tokens: Array, lengths: Array) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), tokens, lengths)))
 
 
 def _built(

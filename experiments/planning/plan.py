@@ -29,6 +29,7 @@ from experiments.planning.hlo import parse
 from experiments.planning.traffic import memory_traffic
 from experiments.planning.trainings import Training, traced_update
 from experiments.training.mesh import make_mesh
+from lightnet.scan.dispatch import lowered_for
 
 # The last is of a kernel for a recurrence whose batch or heads the mesh does not divide.
 _MESSAGES = ("RESOURCE_EXHAUSTED", "Ran out of memory", "divisible", "divide", "cannot be automatically partitioned")
@@ -135,7 +136,7 @@ def plan(id: str, preset: str, training: Training, trainings: int, chips: Topolo
     """
     mesh = make_mesh(training.config.mesh, chips.devices)
     where = f"{training.label} on {chips.told}, {' '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}"
-    with _told_in_one_line(where):
+    with _told_in_one_line(where), lowered_for(chips.platform):
         traced = traced_update(training, mesh)
         lowered = traced.lower()
     about = {"id": id, "preset": preset, "trainings": trainings, **_about(training, chips, mesh)}

@@ -26,6 +26,7 @@ from experiments.training.optimizer import make_optimizer
 from experiments.training.recording import recording
 from experiments.training.task import Task
 from experiments.training.update import TrainState, initial_state, initializer, make_update, parts_of_a_batch
+from lightnet.scan.dispatch import lowered_for
 
 # They compute for long with what a training gives, and none of their models is larger than the first.
 LOOKED_INTO = ("distillation/text_pairs", "token_dynamics/scenario_text", "token_dynamics/trained_models")
@@ -107,7 +108,8 @@ def recorded(result: ResultFile, config: Config) -> Recorded:
             raise _Enough("its further trainings are not larger than the first")
         return _nothing_learned(found[-1])
 
-    with recording(record), TemporaryDirectory() as folder:
+    # Shapes are the same with and without kernels, which take the longest to trace.
+    with recording(record), lowered_for("cpu"), TemporaryDirectory() as folder:
         try:
             result.run(dataclasses.replace(config, seeds=config.seeds[:1]), Path(folder))
         except Exception as error:  # whatever becomes of zeros that are taken for trained parameters

@@ -1,7 +1,7 @@
 """The one dispatcher: from a recurrence and the arguments of its public function to an implementation, on any mesh."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,6 +31,8 @@ class Call(NamedTuple):
 
 
 _CALLS: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
+# JAX's own kind of context: what was traced in another one is not taken from its caches.
+_ALONE = jax.make_user_context(default_value=None)
 
 
 @contextmanager
@@ -42,6 +44,29 @@ def calls() -> Iterator[list[Call]]:
         yield found
     finally:
         _CALLS.reset(token)
+
+
+def lowered_for(platform: str) -> AbstractContextManager[None]:
+    """Within, `implementation=None` traces what runs on one platform alone, which takes a part of the time.
+
+    Args:
+        platform: one of PLATFORMS. What is traced for "cpu", which has no kernels, runs on the others too.
+
+    Returns:
+        The context.
+
+    Raises:
+        ValueError: there is no such platform.
+
+    Example:
+        >>> lowered_for("gpu")
+        Traceback (most recent call last):
+        ...
+        ValueError: platform: got 'gpu', expected one of cpu, cuda, tpu
+    """
+    if platform not in PLATFORMS:
+        raise ValueError(f"platform: got {platform!r}, expected one of {', '.join(PLATFORMS)}")
+    return _ALONE(platform)
 
 
 def dispatch(
@@ -95,6 +120,8 @@ def dispatch(
         platform: _split(recurrence, _in_dtypes_of(xla, partial(kernel, **options)), every, options)
         for platform, kernel in able.items()
     }
+    if implementation is None and _ALONE.value is not None:
+        return branches.get(_ALONE.value, default)(*given)
     try:
         return jax.lax.platform_dependent(*given, default=default if implementation is None else None, **branches)
     except NotImplementedError as error:  # under `jit` it is raised where the program is lowered

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from lightnet.scan import additive_global, explain
-from lightnet.scan.dispatch import Call, choices, dispatch
+from lightnet.scan.dispatch import Call, choices, dispatch, lowered_for
 from lightnet.scan.recurrence import Axes, Kernel, Recurrence, tokens_of
 from tests.lightnet.scan.calls import CALLS, operands
 
@@ -58,6 +58,26 @@ def test_the_kernel_of_the_platform_that_is_lowered_for_is_the_default():
     assert run(SMALL_ONLY, None, ZERO + 2) == 4  # a refused operand: 2 + the two letters of "xl"
     assert run(SMALL_ONLY, None, add=5) == 7  # and a refused option
     assert jax.jit(lambda x: dispatch(PLAIN, None, x, ZERO, NO_TOKENS)[0])(ZERO)[0] == 2
+
+
+def test_one_platform_alone_is_traced():
+    for platform, found in (("tpu", 3), ("cpu", 4), ("cuda", 2)):
+        with lowered_for(platform):
+            assert run(SMALL_ONLY, None) == found
+            assert run(SMALL_ONLY, None, ZERO + 2) == 4  # a refused operand
+            assert run(SMALL_ONLY, "xla") == 2
+    with pytest.raises(ValueError, match="platform: got 'gpu', expected one of cpu, cuda, tpu"):
+        lowered_for("gpu")
+
+
+def test_what_was_traced_for_one_platform_is_traced_anew_for_others():
+    with_kernel = Recurrence("kernel", AXES, reference=named("r"), xla=named("xl"), kernels={"tpu": kernel("tpu")})
+    compiled = jax.jit(lambda x: dispatch(with_kernel, None, x, ZERO, NO_TOKENS)[0])
+    with lowered_for("tpu"):
+        assert compiled(ZERO)[0] == 3
+        assert "platform_index" not in str(jax.make_jaxpr(compiled)(ZERO))
+    assert compiled(ZERO)[0] == 2
+    assert "platform_index" in str(jax.make_jaxpr(compiled)(ZERO))
 
 
 @pytest.mark.parametrize("implementation", ["cuda", "", "Reference"])

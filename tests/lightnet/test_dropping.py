@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,25 @@ def test_rates_and_means_and_that_paths_are_dropped_example_by_example():
         assert set(np.unique(found)) == {0, np.float32(1 / 0.8)}
         assert abs((found == 0).mean() - 0.2) < 5 * (0.16 / draws) ** 0.5
     assert (paths == paths[:, :1, :1]).all() and not (numbers == numbers[:, :1, :1]).all(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_are_dropped_as_by_flax_and_drawn_once(dtype):
+    class Flax(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dropout(0.3, deterministic=False)(x)
+
+    def both(module):
+        def squares(x):
+            y = module.apply({}, x, rngs={"dropout": jax.random.key(4)})
+            return jnp.sum(y**2), y
+
+        return jax.value_and_grad(squares, has_aux=True)
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 7, 3)), dtype)
+    chex.assert_trees_all_equal(both(Drop(0.3))(x), both(Flax())(x))
+    assert str(jax.make_jaxpr(both(Drop(0.3)))(x)).count("optimization_barrier") == 1
 
 
 @pytest.mark.parametrize("remat", ["none", "nothing_saveable"])

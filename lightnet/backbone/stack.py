@@ -69,12 +69,12 @@ class Drop(nn.Module):
         """The branch (B, L, D), or what is left of it; `drop_path` in place of the attribute may be traced."""
         if not self.has_rng("dropout"):
             return x
-        drop = nn.Dropout(self.dropout, deterministic=False)
         if self.dropout:
+            drop = nn.Dropout(self.dropout, deterministic=False)
             # The barrier has it drawn once and stored, in a byte for each number. Otherwise the compiler for TPUs
             # draws it anew wherever it is used, three times for each branch, and takes seconds over every one of them.
             kept = jax.lax.optimization_barrier(drop(jnp.ones_like(x)) > 0)
-            x = jnp.where(kept, x / (1 - self.dropout), 0)
+            x = jnp.where(kept, x / (1 - self.dropout or 1), 0)  # at a rate of 1 nothing is kept
         if drop_path is None:
             return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(x)
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (x.shape[0], 1, 1))

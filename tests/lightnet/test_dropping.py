@@ -148,3 +148,11 @@ def test_rates_out_of_range_are_refused(rates):
     (name,) = rates
     with pytest.raises(ValueError, match=f"{name}: got .*, expected a rate from 0 and below 1"):
         PLAIN.clone(**rates).init(jax.random.key(0), jnp.ones((1, 2, WIDTH)))
+
+
+def test_at_a_rate_of_one_nothing_is_left_and_gradients_are_zero():
+    def total(x):
+        return Drop(dropout=1.0).apply({}, x, rngs={"dropout": jax.random.key(0)}).sum()
+
+    value, gradient = jax.value_and_grad(total)(jnp.ones((2, 3, 4)))
+    assert value == 0 and not gradient.any()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax.core.meta import unbox
 
-from experiments.long_memory.arena_models import SequenceClassifier, _built, _parameters, classifier
+from experiments.equal_size import count_parameters
+from experiments.long_memory.arena_models import SequenceClassifier, _built, classifier
 from experiments.long_memory.arena_tasks import TASKS
 from experiments.long_memory.both_ways import BothWays
 from experiments.long_memory.long_range_arena import MODELS, PRESETS
@@ -141,7 +142,7 @@ def test_models_of_the_preset_paper_have_equal_sizes(name):
     config, task = PRESETS["paper"], TASKS[name]
     for model in config.models:
         built, hidden = classifier(config.model, model, task, task.length, both_ways=config.both_ways)
-        size = _parameters(built, jnp.zeros((1, 4 * task.texts), jnp.uint8), jnp.ones((1, task.texts), jnp.int32))
+        size = count_parameters(built, jnp.zeros((1, 4 * task.texts), jnp.uint8), jnp.ones((1, task.texts), jnp.int32))
         assert abs(size - config.model.parameters) < 0.01 * config.model.parameters and hidden > 64, (model, hidden)
 
 

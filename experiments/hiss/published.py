@@ -84,6 +84,9 @@ class Config(results.Config):
         for name in ("heads", "epochs"):
             require(name, getattr(self, name), 1)
         require("dropout", self.dropout, 0, below=1)
+        for name in NO_TRANSFORMER:
+            if name in self.data_sets and all(model.startswith("flat transformer") for model in self.models):
+                raise ValueError(f"models: got flat transformers alone, and none is published on {name}")
         if not self.data_sets or len(set(self.data_sets)) < len(self.data_sets):
             raise ValueError(f"data_sets: got {self.data_sets}, expected at least one, each of them once")
         for name in self.data_sets:

@@ -74,7 +74,7 @@ class Drop(nn.Module):
             # The barrier has it drawn once and stored, in a byte for each number. Otherwise the compiler for TPUs
             # draws it anew wherever it is used, three times for each branch, and takes seconds over every one of them.
             kept = jax.lax.optimization_barrier(drop(jnp.ones_like(x)) > 0)
-            x = jnp.where(kept, x / (1 - self.dropout or 1), 0)  # at a rate of 1 nothing is kept
+            x = jnp.where(kept, x / (1 - self.dropout if self.dropout < 1 else 1), 0)
         if drop_path is None:
             return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(x)
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (x.shape[0], 1, 1))

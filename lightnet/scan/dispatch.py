@@ -32,7 +32,7 @@ class Call(NamedTuple):
 
 _CALLS: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
 # JAX's own kind of context: what was traced in another one is not taken from its caches.
-_ALONE = jax.make_user_context(default_value=None)
+_ONLY_PLATFORM = jax.make_user_context(default_value=None)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def lowered_for(platform: str) -> AbstractContextManager[None]:
     """
     if platform not in PLATFORMS:
         raise ValueError(f"platform: got {platform!r}, expected one of {', '.join(PLATFORMS)}")
-    return _ALONE(platform)
+    return _ONLY_PLATFORM(platform)
 
 
 def dispatch(
@@ -120,8 +120,8 @@ def dispatch(
         platform: _split(recurrence, _in_dtypes_of(xla, partial(kernel, **options)), every, options)
         for platform, kernel in able.items()
     }
-    if implementation is None and _ALONE.value is not None:
-        return branches.get(_ALONE.value, default)(*given)
+    if implementation is None and _ONLY_PLATFORM.value is not None:
+        return branches.get(_ONLY_PLATFORM.value, default)(*given)
     try:
         return jax.lax.platform_dependent(*given, default=default if implementation is None else None, **branches)
     except NotImplementedError as error:  # under `jit` it is raised where the program is lowered

@@ -171,18 +171,17 @@ def test_speed_is_compared_at_one_size_of_the_state():
         replace(core_speed.PRESETS["cpu"], head_size=48)
 
 
-@pytest.mark.slow
-@pytest.mark.exhaustive
 def test_as_efficient_is_about_the_worse_of_time_and_memory():
     rows = [
-        (name, length, seed, cpu, 0.0, memory)
-        for length in (512, 4096)
+        (name, batch, length, seed, cpu, 0.0, memory)
+        for batch, length in ((2, 512), (2, 4096), (16, 4096))
         for seed in (0, 1)
-        for name, cpu, memory in (("s4", 3.0 + seed, 4.0), ("linear", 2.0, 1.0 if length == 512 else 2.5))
+        for name, cpu, memory in (("s4", 3.0 + seed, 4.0), ("linear", batch, 1.0 if length == 512 else 2.5))
     ]
-    names = ("mixer", "length", "repetition", "cpu_ms", "wall_ms", "mebibytes")
+    names = ("mixer", "batch", "length", "repetition", "cpu_ms", "wall_ms", "mebibytes")
     columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-    assert efficiency._measured(columns)["long_memory/s4-efficiency"].tolist() == [1.6, 2.0]
+    found = {id: values.tolist() for id, values in efficiency._measured(columns).items()}
+    assert found == {"long_memory/s4-efficiency": [1.6, 1.6], "long_memory/s4-efficiency-two-rows": [1.6, 2.0]}
     assert efficiency._measured({name: column[:4] for name, column in columns.items()}) == {}
 
 
@@ -190,11 +189,13 @@ def test_as_efficient_is_about_the_worse_of_time_and_memory():
 def test_what_is_timed_is_the_mixer_and_its_gradients():
     """With respect to the input and each parameter, none of which is left out as unused."""
     config = replace(efficiency.PRESETS["smoke"], mixers=("s4",))
-    (y,), gradients = efficiency.program(config, "s4", 5).call()
-    assert y.shape == (1, 5, 4)
+    (y,), gradients = efficiency.program(config, "s4", 3, 5).call()
+    assert y.shape == (3, 5, 4)
     assert all(np.abs(gradient).max() > 0 for gradient in gradients)
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("module", [core_speed, efficiency, selective_copying, path_length, induction])
 def test_small_runs(module, tmp_path):
     lacking = {claim.id.partition("/")[2] for claim in module.CLAIMS}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Efficiently Modeling Long Sequences with Structured State Spaces, S4 (arXiv 2111.00396)",
     source="Path-X's length, without its pictures (ours)",
-    minutes={"smoke": 0.1, "cpu": 30},
+    minutes={"smoke": 0.1, "cpu": 35},
 )
 
 

@@ -1,8 +1,8 @@
-"""SIGMA on MovieLens-1M, as released and corrected: test metrics of a third-party reproduction.
+"""SIGMA, as released and corrected, SASRec and BERT4Rec on MovieLens-1M: test metrics of a third-party reproduction.
 
 Only the published setting is here, and **it has not been run**: a test runs two updates of it, with few channels, on
-generated ratings that TFDS reads as MovieLens-1M. `recommendation/sigma` is the same comparison on generated sessions.
-The data must be prepared first, see `experiments.sources.movielens`.
+generated ratings that TFDS reads as MovieLens-1M. `recommendation/sigma` and `recommendation/next_item` are the same
+comparisons on generated sessions. The data must be prepared first, see `experiments.sources.movielens`.
 
 Width 64, one layer, 32 states, windows of 200 items, Adam at 1e-3 with batches of 2048 prefixes for at most 200 epochs,
 ended by ten evaluations without a better validation NDCG@10; the test metrics are those of the best evaluation. Users
@@ -10,13 +10,17 @@ and films with at least five ratings are kept; all films are ranked, those of th
 setting is a description of the code**: how many of 200 items it flips we do not know, and take all but five as for
 windows of 50; and the reproduction may have kept other users.
 
-    python -m experiments run recommendation/movielens --preset paper --config.modes faithful
+SASRec and BERT4Rec, of two blocks and two heads, have the same width, window, recipe and evaluation, but are trained on
+whole histories, 128 users an update; they are the models of `recommendation/next_item`, with that one's differences
+from the published ones. BERT4Rec hides 20 % of the items, which is known from memory.
+
+    python -m experiments run recommendation/movielens --preset paper --config.models faithful SASRec
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +39,21 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="SIGMA (arXiv 2408.11451)",
     source="a third-party reproduction on ML-1M",
-    # A guess: 6 trainings of up to 96,000 updates.
-    minutes={"paper": 1500},
+    # A guess: 12 trainings of up to 96,000 updates.
+    minutes={"paper": 3000},
 )
+SASREC, BERT4REC = "SASRec", "BERT4Rec"
+MODELS = ("faithful", "corrected", SASREC, BERT4REC)
 EPOCH = 480  # updates: 981,491 prefixes of 6,040 users, by 2048
 PUBLISHED = {"HR": 0.3083, "NDCG": 0.1814, "MRR": 0.1424}
 
 
 @dataclass(frozen=True)
 class Config(results.Config):
-    """The model and its training."""
+    """The models and their training."""
 
-    modes: tuple[str, ...] = ("faithful", "corrected")
-    """Of SIGMA."""
+    models: tuple[str, ...] = MODELS
+    """SIGMA as released, "faithful", or "corrected"; and the others."""
     window: int = 200
     """Newest items of a history that are read."""
     kept: int = 5
@@ -58,6 +64,14 @@ class Config(results.Config):
     """Of Mamba."""
     fewest: int = 5
     """Ratings of a user and of a film that are kept."""
+    layers: int = 2
+    """Blocks of SASRec and BERT4Rec."""
+    heads: int = 2
+    """Of their attention."""
+    hidden: float = 0.2
+    """Share of the items that a Cloze hides."""
+    users: int = 128
+    """Histories of an update of what is trained on whole ones."""
     scored: int = 512
     """Users that are scored at once."""
     data_dir: str = ""
@@ -73,19 +87,22 @@ class Config(results.Config):
             checkpoint=CheckpointConfig(every=EPOCH),
         )
     )
-    """The training of every model."""
+    """The training of every model, SIGMA's with batches of prefixes."""
 
     def __post_init__(self) -> None:
         """Check the names and ranges."""
         super().__post_init__()
-        for name in ("window", "width", "state_size", "scored"):
+        for name in ("window", "width", "state_size", "layers", "heads", "users", "scored"):
             require(name, getattr(self, name), 1)
         require("kept", self.kept, 0, self.window)
         require("fewest", self.fewest, 4)
         require("train.eval_every", self.train.eval_every, 1)
-        for mode in self.modes:
-            if mode not in ("faithful", "corrected"):
-                raise ValueError(f"modes: got {mode!r}, expected faithful or corrected")
+        require("hidden", self.hidden, 0.01, 0.99)
+        if self.width % self.heads:
+            raise ValueError(f"heads: got {self.heads}, expected a divisor of the width, {self.width}")
+        for model in self.models:
+            if model not in MODELS:
+                raise ValueError(f"models: got {model!r}, expected some of {', '.join(MODELS)}")
 
 
 PRESETS = {"paper": Config()}
@@ -97,11 +114,23 @@ CLAIMS = (
         PUBLISHED["NDCG"],
         tolerance=0.01,
     ),
+    Claim(
+        "recommendation/movielens-bert4rec-beats-sasrec",
+        "test NDCG@10 on MovieLens-1M: BERT4Rec minus SASRec",
+        "above",
+        0.0,
+    ),
+    Claim(
+        "recommendation/movielens-sigma-beats-attention",
+        "test NDCG@10 on MovieLens-1M: SIGMA as released minus the better of SASRec and BERT4Rec",
+        "above",
+        0.0,
+    ),
 )
 
 
 def run(config: Config, run_dir: Path) -> Result:
-    """Train every mode with every seed."""
+    """Train every model with every seed."""
     from experiments.recommendation.ranking import METRICS
     from experiments.runs import record_data
     from experiments.sources.movielens import NAME, in_sessions, load_movielens
@@ -111,45 +140,69 @@ def run(config: Config, run_dir: Path) -> Result:
     data = {NAME: data_hash(ratings)}
     record_data(run_dir, data)
     sessions = in_sessions(ratings, config.fewest)
-    table: dict[str, list] = {name: [] for name in ("mode", "seed", "step", *METRICS)}
+    table: dict[str, list] = {name: [] for name in ("model", "seed", "step", *METRICS)}
     curves: dict[str, dict[str, np.ndarray]] = {}
-    for mode in config.modes:
+    for model in config.models:
         for seed in config.seeds:
-            found = trained(config, mode, sessions, run_dir, seed)
+            found = trained(config, model, sessions, run_dir, seed)
             best = int(np.argmin(found[config.train.stop_metric])) if config.train.stop_metric else -1
-            row = (mode, seed, int(found["step"][best]), *(float(found[f"test {name}"][best]) for name in METRICS))
+            row = (model, seed, int(found["step"][best]), *(float(found[f"test {name}"][best]) for name in METRICS))
             for column, entry in zip(table.values(), row, strict=True):
                 column.append(entry)
-            curves[f"{mode} {seed}"] = {"step": found["step"], "test NDCG": found["test NDCG"]}
-    rows = zip(table["mode"], table["NDCG"], strict=True)
-    measured = [value for mode, value in rows if mode == "faithful"]
-    return Result({CLAIMS[0].id: measured} if measured else {}, {"metrics": table}, curves, data)
+            curves[f"{model} {seed}"] = {"step": found["step"], "test NDCG": found["test NDCG"]}
+    return Result(_measured(table), {"metrics": table}, curves, data)
 
 
-def recommender_of(config: Config, mode: Any, films: int) -> Recommender:
-    """SIGMA with its task.
+def _measured(table: Mapping[str, list]) -> dict[str, Any]:
+    """The claims whose models are there."""
+
+    def ndcg(model: str) -> np.ndarray:
+        rows = zip(table["model"], table["NDCG"], strict=True)
+        return np.array([value for name, value in rows if name == model])
+
+    there, found = set(table["model"]), {}
+    if "faithful" in there:
+        found["sigma-movielens"] = ndcg("faithful")
+    if there.issuperset((SASREC, BERT4REC)):
+        found["movielens-bert4rec-beats-sasrec"] = ndcg(BERT4REC) - ndcg(SASREC)
+        if "faithful" in there:
+            found["movielens-sigma-beats-attention"] = ndcg("faithful") - np.maximum(ndcg(SASREC), ndcg(BERT4REC))
+    return {f"recommendation/{id}": values.tolist() for id, values in found.items()}
+
+
+def recommender_of(config: Config, model: Any, films: int) -> Recommender:
+    """A model with its task.
 
     Args:
         config: of its size.
-        mode: "faithful" or "corrected".
+        model: one of MODELS.
         films: that are left.
 
     Returns:
         The recommender.
     """
-    from experiments.recommendation.recommenders import last_of_prefixes
+    from experiments.baselines.recommenders import Size, attention_recommender
+    from experiments.recommendation.recommenders import cloze, last_of_prefixes, next_items
     from ssm import SIGMA
 
-    size: dict[str, Any] = {"width": config.width, "state_size": config.state_size, "kept": config.kept}
-    return last_of_prefixes(SIGMA(films, mode=mode, **size), config.window)
+    if model in (SASREC, BERT4REC):
+        size = Size(films, config.width, config.layers, config.heads)
+        attention = attention_recommender(size, config.window + 1, causal=model == SASREC)
+        return (
+            next_items(attention, config.window)
+            if model == SASREC
+            else cloze(attention, films, config.window, config.hidden)
+        )
+    sizes: dict[str, Any] = {"width": config.width, "state_size": config.state_size, "kept": config.kept}
+    return last_of_prefixes(SIGMA(films, mode=model, **sizes), config.window)
 
 
-def trained(config: Config, mode: str, sessions: Sessions, run_dir: Path, seed: int) -> Mapping[str, np.ndarray]:
+def trained(config: Config, model: str, sessions: Sessions, run_dir: Path, seed: int) -> Mapping[str, np.ndarray]:
     """Train one model.
 
     Args:
         config: of everything.
-        mode: of SIGMA.
+        model: one of MODELS.
         sessions: of all users.
         run_dir: for checkpoints and metrics.
         seed: of everything.
@@ -162,7 +215,7 @@ def trained(config: Config, mode: str, sessions: Sessions, run_dir: Path, seed: 
     from experiments.training.loop import train
     from experiments.training.task import Task
 
-    recommender = recommender_of(config, mode, int(sessions.items.max()) + 1)
+    recommender = recommender_of(config, model, int(sessions.items.max()) + 1)
     items = jnp.asarray(sessions.items)
     examples = recommender.examples(sessions)
     columns, of_rows = {"row": np.arange(len(examples.stop), dtype=np.int32)}, recommender.loss_of_rows(examples)
@@ -171,8 +224,9 @@ def trained(config: Config, mode: str, sessions: Sessions, run_dir: Path, seed: 
         return of_rows(params, batch["row"], key, items), {}
 
     task = Task(recommender.init, loss, _evaluation(config, recommender, sessions))
-    folder = run_dir / "training" / f"{mode}-{seed}"
-    return train(config.train, task, columns, folder, seed=seed, label=f"{mode}, seed {seed}").evaluation
+    folder = run_dir / "training" / f"{model}-{seed}"
+    recipe = replace(config.train, batch_size=config.users) if model in (SASREC, BERT4REC) else config.train
+    return train(recipe, task, columns, folder, seed=seed, label=f"{model}, seed {seed}").evaluation
 
 
 def _evaluation(config: Config, recommender: Recommender, sessions: Sessions) -> Callable[[Any], dict[str, float]]:
@@ -207,7 +261,7 @@ def plot(result: StoredResult) -> Figure:
 
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
     for name, curve in result.series.items():
-        colour = "#D55E00" if name.startswith("faithful") else "#0072B2"
+        colour = dict(zip(MODELS, ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=True))[name.rpartition(" ")[0]]
         axis.plot(curve["step"], curve["test NDCG"], color=colour, label=name)
     axis.axhline(PUBLISHED["NDCG"], color="black", linestyle="--", linewidth=1)
     axis.set(xlabel="updates", ylabel="test NDCG@10")

@@ -43,21 +43,24 @@ def test_the_published_model_has_its_size():
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_two_updates_of_the_published_setting_with_few_channels(tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", movielens.MODELS)
+def test_two_updates_of_the_published_setting_with_few_channels(tmp_path, monkeypatch, model):
     monkeypatch.setattr(source, "EXAMPLES", len(MADE["user_id"]))
     config = replace(
         PAPER,
         seeds=(3,),
-        modes=("faithful",),
+        models=(model,),
         window=6,
         kept=2,
         width=4,
         state_size=2,
         scored=5,
+        users=3,
         data_dir=prepare(tmp_path / "tfds", MADE),
         train=replace(PAPER.train, steps=2, batch_size=4, eval_every=1),
     )
-    result = check_run(movielens, config, tmp_path)
+    lacking = {claim.id.partition("/")[2] for claim in movielens.CLAIMS[model == "faithful" :]}
+    result = check_run(movielens, config, tmp_path, lacking)
     (curve,) = result.series.values()
     assert curve["step"].tolist() == [0, 1, 2]
     table = result.tables["metrics"]
@@ -97,23 +100,48 @@ def test_evaluation_asks_for_the_items_that_are_kept():
 
 
 def test_the_metrics_are_those_of_the_best_validation(monkeypatch, tmp_path):
-    def trained(config, mode, sessions, run_dir, seed):
-        validation = np.array([0.9, 0.4, 0.7]) + (mode == "faithful") * np.array([0.0, 0.5, 0.0])
+    def trained(config, model, sessions, run_dir, seed):
+        validation = np.array([0.9, 0.4, 0.7]) + (model == "faithful") * np.array([0.0, 0.5, 0.0])
         metrics = {f"test {name}": np.array([1.0, 2.0, 3.0]) / 10 + seed for name in ("HR", "NDCG", "MRR")}
         return metrics | {"step": np.array([0, 480, 960]), "1 - validation NDCG": validation}
 
     monkeypatch.setattr(movielens, "trained", trained)
     monkeypatch.setattr(source, "load_movielens", lambda data_dir: MADE)
-    result = movielens.run(replace(PAPER, seeds=(1, 2)), tmp_path)
+    result = movielens.run(replace(PAPER, seeds=(1, 2), models=("faithful", "corrected")), tmp_path)
     assert result.tables["metrics"]["step"] == [960, 960, 480, 480]
     assert result.tables["metrics"]["NDCG"] == result.tables["metrics"]["HR"] == [1.3, 2.3, 1.2, 2.2]
     assert result.measured == {"recommendation/sigma-movielens": [1.3, 2.3]}
 
 
+def test_claims_compare_the_models_seed_by_seed():
+    ndcg = {"faithful": [0.3, 0.1], "SASRec": [0.1, 0.2], "BERT4Rec": [0.2, 0.1]}
+    rows = [(model, value) for model, values in ndcg.items() for value in values]
+    table = {"model": [model for model, _ in rows], "NDCG": [value for _, value in rows]}
+    found = movielens._measured(table)
+    assert found["recommendation/sigma-movielens"] == [0.3, 0.1]
+    np.testing.assert_allclose(found["recommendation/movielens-bert4rec-beats-sasrec"], [0.1, -0.1])
+    np.testing.assert_allclose(found["recommendation/movielens-sigma-beats-attention"], [0.1, -0.1])
+    assert movielens._measured({"model": ["SASRec"], "NDCG": [0.1]}) == {}
+
+
+def test_attention_is_causal_and_asked_for_every_item_or_both_ways_with_a_cloze():
+    """By what examples end with: the item before the two that are kept, or the one before the last."""
+    import jax
+
+    sessions = in_sessions(MADE)
+    own = {name: movielens.recommender_of(PAPER, name, 9) for name in ("SASRec", "BERT4Rec")}
+    ends = {name: (sessions.offsets[1:] - one.examples(sessions).stop).tolist() for name, one in own.items()}
+    assert set(ends["SASRec"]) == {3} and set(ends["BERT4Rec"]) == {2}
+    for one in own.values():
+        shapes = jax.eval_shape(one.init, jax.random.key(0))["params"]
+        assert jax.tree.leaves(shapes["places"])[0].shape == (201, 64) and len(shapes["backbone"]) == 3
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("modes", ("released",), "modes: got 'released', expected faithful or corrected"),
+        ("models", ("released",), "models: got 'released', expected some of faithful, corrected, SASRec, BERT4Rec"),
+        ("heads", 3, "heads: got 3, expected a divisor of the width, 64"),
         ("fewest", 3, "fewest: got 3, expected at least 4"),
         ("kept", 300, "kept: got 300, expected between 0 and 200"),
     ],

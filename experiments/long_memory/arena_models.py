@@ -37,6 +37,7 @@ class SequenceClassifier(nn.Module):
         input_positions: constructor of an encoding of embedded tokens, called with `width` and `dtype`, or None.
 
     Example:
+        >>> import jax
         >>> from ssm.s4d import S4D
         >>> model = SequenceClassifier(Backbone(S4D, num_layers=1, width=4), classes=3, vocabulary=9)
         >>> tokens, lengths = jnp.array([[1, 2, 0]]), jnp.array([[2]])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Efficiently Modeling Long Sequences with Structured State Spaces, S4 (arXiv 2111.00396)",
     source="abstract",
-    minutes={"smoke": 0.1, "cpu": 3},
+    minutes={"smoke": 0.1, "cpu": 5},
 )
 S4, LINEAR = "s4", "linear"
 COLOURS = {S4: "#0072B2", "s4d": "#E69F00", "s5": "#56B4E9", LINEAR: "#999999", "softmax": "black"}

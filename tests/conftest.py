@@ -13,7 +13,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 OF_MODELS, QUICK = [TESTS / name for name in ("lightnet", "ssm")], 1
-SLOW, SLOW_OF_THE_SCAN_CORE = 1, 3  # tests of a file that CI runs
+SLOW, SLOW_OF_THE_SCAN_CORE = 1, 2  # tests of a file that CI runs
 # Whose parameters are different things to be tested: mixers, what may happen to a training, recurrences. No machine of
 # ours has a TPU: kernels are known by their interpreted tests alone.
 EVERY_CASE = [TESTS / name for name in ("contracts", "reliability")]

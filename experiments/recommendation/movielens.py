@@ -43,7 +43,8 @@ ABOUT = About(
     minutes={"paper": 3000},
 )
 SASREC, BERT4REC = "SASRec", "BERT4Rec"
-MODELS = ("faithful", "corrected", SASREC, BERT4REC)
+COLOURS = {"faithful": "#D55E00", "corrected": "#0072B2", SASREC: "#009E73", BERT4REC: "#CC79A7"}
+MODELS = tuple(COLOURS)
 EPOCH = 480  # updates: 981,491 prefixes of 6,040 users, by 2048
 PUBLISHED = {"HR": 0.3083, "NDCG": 0.1814, "MRR": 0.1424}
 
@@ -188,11 +189,9 @@ def recommender_of(config: Config, model: Any, films: int) -> Recommender:
     if model in (SASREC, BERT4REC):
         size = Size(films, config.width, config.layers, config.heads)
         attention = attention_recommender(size, config.window + 1, causal=model == SASREC)
-        return (
-            next_items(attention, config.window)
-            if model == SASREC
-            else cloze(attention, films, config.window, config.hidden)
-        )
+        if model == SASREC:
+            return next_items(attention, config.window)
+        return cloze(attention, films, config.window, config.hidden)
     sizes: dict[str, Any] = {"width": config.width, "state_size": config.state_size, "kept": config.kept}
     return last_of_prefixes(SIGMA(films, mode=model, **sizes), config.window)
 
@@ -261,8 +260,8 @@ def plot(result: StoredResult) -> Figure:
 
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
     for name, curve in result.series.items():
-        colour = dict(zip(MODELS, ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=True))[name.rpartition(" ")[0]]
-        axis.plot(curve["step"], curve["test NDCG"], color=colour, label=name)
+        model, _, _ = name.rpartition(" ")
+        axis.plot(curve["step"], curve["test NDCG"], color=COLOURS[model], label=name)
     axis.axhline(PUBLISHED["NDCG"], color="black", linestyle="--", linewidth=1)
     axis.set(xlabel="updates", ylabel="test NDCG@10")
     axis.legend(fontsize=7)

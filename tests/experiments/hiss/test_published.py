@@ -291,6 +291,7 @@ def test_claims_whose_sets_or_models_are_absent_are_not_measured():
         ("data_sets", ("vektor",), "data_sets: unknown data set 'vektor'; nearest: vector"),
         ("data_sets", (), r"data_sets: got \(\), expected at least one"),
         ("models", ("mamba",), "models: got 'mamba'"),
+        ("models", ("flat transformer start",), "models: got flat transformers alone, and none is published on ronin"),
         ("width", -1, "width: got -1, expected at least 0"),
         ("epochs", 0, "epochs: got 0, expected at least 1"),
         ("dropout", 1.0, "dropout: got 1.0"),

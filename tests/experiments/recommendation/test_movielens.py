@@ -124,17 +124,38 @@ def test_claims_compare_the_models_seed_by_seed():
     assert movielens._measured({"model": ["SASRec"], "NDCG": [0.1]}) == {}
 
 
-def test_attention_is_causal_and_asked_for_every_item_or_both_ways_with_a_cloze():
+def test_attention_is_causal_and_asked_for_every_item_or_both_ways_with_a_cloze(monkeypatch):
     """By what examples end with: the item before the two that are kept, or the one before the last."""
     import jax
 
+    from experiments.baselines import recommenders
+
+    made, causal = recommenders.attention_recommender, []
+    monkeypatch.setattr(
+        recommenders, "attention_recommender", lambda *a, **kw: causal.append(kw["causal"]) or made(*a, **kw)
+    )
     sessions = in_sessions(MADE)
     own = {name: movielens.recommender_of(PAPER, name, 9) for name in ("SASRec", "BERT4Rec")}
+    assert causal == [True, False]
     ends = {name: (sessions.offsets[1:] - one.examples(sessions).stop).tolist() for name, one in own.items()}
     assert set(ends["SASRec"]) == {3} and set(ends["BERT4Rec"]) == {2}
     for one in own.values():
         shapes = jax.eval_shape(one.init, jax.random.key(0))["params"]
         assert jax.tree.leaves(shapes["places"])[0].shape == (201, 64) and len(shapes["backbone"]) == 3
+
+
+def test_whole_histories_are_fewer_in_an_update_than_prefixes(monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    def train(config, task, columns, folder, **_):
+        return SimpleNamespace(evaluation=(config.batch_size, len(columns["row"]), folder.name))
+
+    monkeypatch.setattr("experiments.training.loop.train", train)
+    sessions = in_sessions(MADE)
+    found = {name: movielens.trained(PAPER, name, sessions, tmp_path, 2) for name in movielens.MODELS}
+    users = len(sessions.lengths)
+    assert found["SASRec"] == (128, users, "SASRec-2") and found["BERT4Rec"] == (128, users, "BERT4Rec-2")
+    assert {found[name][:2] for name in ("faithful", "corrected")} == {(2048, (sessions.lengths - 3).sum())}
 
 
 @pytest.mark.parametrize(

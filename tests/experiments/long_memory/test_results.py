@@ -181,7 +181,7 @@ def test_as_efficient_is_about_the_worse_of_time_and_memory():
     names = ("mixer", "batch", "length", "repetition", "cpu_ms", "wall_ms", "mebibytes")
     columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     found = {id: values.tolist() for id, values in efficiency._measured(columns).items()}
-    assert found == {"long_memory/s4-efficiency": [1.6, 1.6], "long_memory/s4-efficiency-two-rows": [1.6, 2.0]}
+    assert found == {"long_memory/s4-efficiency": [1.6, 2.0], "long_memory/s4-efficiency-16-rows": [1.6, 1.6]}
     assert efficiency._measured({name: column[:4] for name, column in columns.items()}) == {}
 
 

@@ -87,6 +87,9 @@ class MemoryConfig(results.Config):
         super().__post_init__()
         require("evaluation_rows", self.evaluation_rows, 1)
         require("train.eval_every", self.train.eval_every, 1)
+        rows = self.train.batch_size
+        if self.evaluation_rows > rows and self.evaluation_rows % rows:
+            raise ValueError(f"evaluation_rows: got {self.evaluation_rows}, expected up to {rows} or a multiple of it")
         check_models(self.models)
 
 

@@ -122,7 +122,7 @@ def learn(
         folder: for checkpoints and metrics.
         seeds: one per model.
         label: shown beside the progress.
-        evaluation_rows: sequences to evaluate on, and as many to test on.
+        evaluation_rows: sequences to evaluate on, and as many to test on; up to the batch size, or a multiple of it.
 
     Returns:
         What the models reached.

@@ -55,32 +55,42 @@ class ModelConfig:
         if self.width % self.num_heads:
             raise ValueError(f"model.num_heads: got {self.num_heads}, expected a divisor of the width {self.width}")
 
-    def options(self, kind: str) -> dict[str, Any]:
-        """Of a mixer, beside its size: none."""
-        del kind
-        return {}
+    def mixer(self, kind: str) -> Callable[..., Any]:
+        """Constructor of a mixer."""
+        return _mixer(kind)
 
 
 @dataclass(frozen=True)
 class SlowModelConfig(ModelConfig):
-    """The same with smaller initial steps, for longer memory."""
+    """One block for long sequences that ask at their last token only, with smaller initial steps for longer memory.
+
+    What softmax attention gives at other tokens is not computed: nothing reads it in a model of one block.
+    """
+
+    num_layers: int = 1
+    """Blocks."""
 
     dt_min: float = 1e-4
     """Smallest initial step of state space models; elsewhere it is 1e-3."""
-    mamba2_states: int = 64
-    """States of each of Mamba-2's heads; elsewhere they are 128, which have more parameters than a small model may."""
+    mamba2_states: int = 16
+    """States of each of Mamba-2's heads, as many as Mamba's channels have; elsewhere they are 128."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
         require("model.mamba2_states", self.mamba2_states, 1)
+        require("model.num_layers", self.num_layers, 1, 1)
         if not 0 < self.dt_min <= DT_MAX:
             raise ValueError(f"model.dt_min: got {self.dt_min}, expected a number above 0 and up to {DT_MAX}")
 
-    def options(self, kind: str) -> dict[str, Any]:
-        """Of a mixer, beside its size."""
+    def mixer(self, kind: str) -> Callable[..., Any]:
+        """Constructor of a mixer."""
+        if kind == "softmax":
+            from experiments.long_memory.last_query import LastQueryAttention
+
+            return LastQueryAttention
         states = {"state_size": self.mamba2_states} if kind == "mamba2" else {}
-        return {"dt_min": self.dt_min, **states} if f"{kind}+none" in STEPPED else {}
+        return _mixer(kind, **({"dt_min": self.dt_min, **states} if f"{kind}+none" in STEPPED else {}))
 
 
 def check_models(names: tuple[str, ...]) -> None:
@@ -137,12 +147,11 @@ def _built(config: ModelConfig, name: str, vocabulary: int, remat: str, hidden: 
 
     size = Size(config.num_layers, config.width, config.num_heads, "ours", hidden=hidden)
     kind, _, encoding = name.partition("+")
-    mixer = _mixer(kind, config.options(kind))
     # What is read and what is told need not be alike: the output has a kernel of its own.
-    return causal_lm(size, vocabulary, mixer=mixer, tied=False, remat=remat, **mixers.positions(encoding))
+    return causal_lm(size, vocabulary, mixer=config.mixer(kind), tied=False, remat=remat, **mixers.positions(encoding))
 
 
-def _mixer(kind: str, options: dict[str, Any]) -> Callable[..., Any]:
+def _mixer(kind: str, **options: Any) -> Callable[..., Any]:
     if f"{kind}+none" != TIME_INVARIANT:
         return mixers.mixer(kind, causal=True, **options)
     from experiments.long_memory.time_invariant import TimeInvariantMamba

@@ -128,12 +128,15 @@ class DistantConfig:
     """Tokens that may have to be remembered."""
     alphabet: int = 12
     """Tokens, payloads and the question among them."""
+    shown: int = 1
+    """How often the token to be remembered is read."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require("length", self.length, 2)
         require("payloads", self.payloads, 2)
         require("alphabet", self.alphabet, self.payloads + 2)
+        require("shown", self.shown, 1)
+        require("length", self.length, self.shown + 1)
 
     def task(self) -> MemoryTask:
         """The task."""

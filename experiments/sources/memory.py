@@ -122,11 +122,11 @@ def associative_recall(key: Array, rows: int, *, length: int, pairs: int, alphab
     return Recall(tokens.at[row, queries].set(keys), targets, asked)
 
 
-def distant_recall(key: Array, rows: int, *, length: int, payloads: int, alphabet: int) -> Recall:
+def distant_recall(key: Array, rows: int, *, length: int, payloads: int, alphabet: int, shown: int = 1) -> Recall:
     """Tell the first token of a sequence at its last: memory over a whole sequence, as Path-X of 16,384 steps needs it.
 
-    The first `payloads` ids stand at the start only, `alphabet` - 1 asks at the end, the ids between are noise,
-    independent and uniform: 1 / `payloads` of all answers are right by chance. Ours; there is no picture in it.
+    One of the first `payloads` ids fills the first `shown` places, `alphabet` - 1 asks at the end, the ids between are
+    noise, independent and uniform: 1 / `payloads` of all answers are right by chance. Ours; there is no picture in it.
 
     Args:
         key: random key.
@@ -134,6 +134,7 @@ def distant_recall(key: Array, rows: int, *, length: int, payloads: int, alphabe
         length: tokens of a sequence, at least 2.
         payloads: tokens to be remembered, at least 2.
         alphabet: tokens, at least `payloads` + 2.
+        shown: how often the token to be remembered is read, at least 1 and less than `length`.
 
     Returns:
         Tokens (N, length); the only answer stands at the last.
@@ -146,11 +147,13 @@ def distant_recall(key: Array, rows: int, *, length: int, payloads: int, alphabe
         >>> task.tokens[:, 0].tolist() == task.targets[:, -1].tolist(), task.tokens[:, -1].tolist()
         (True, [4, 4, 4])
     """
-    _at_least({"length": (length, 2), "payloads": (payloads, 2), "alphabet": (alphabet, payloads + 2)})
+    _at_least({"payloads": (payloads, 2), "alphabet": (alphabet, payloads + 2), "shown": (shown, 1)})
+    _at_least({"length": (length, shown + 1)})
     what, rest = jax.random.split(key)
     payload = jax.random.randint(what, (rows, 1), 0, payloads)
-    between = jax.random.randint(rest, (rows, length - 2), payloads, alphabet - 1)
-    return _asked_last(jnp.concatenate([payload, between, jnp.full((rows, 1), alphabet - 1)], axis=1), payload)
+    between = jax.random.randint(rest, (rows, length - 1 - shown), payloads, alphabet - 1)
+    read = [jnp.broadcast_to(payload, (rows, shown)), between, jnp.full((rows, 1), alphabet - 1)]
+    return _asked_last(jnp.concatenate(read, axis=1), payload)
 
 
 def _asked_last(tokens: Array, answer: Array) -> Recall:

@@ -148,7 +148,7 @@ def test_listops_are_drawn_from_two_pools():
         CopyingConfig(5, 3, 9),
         InductionConfig(7, 4),
         AssociativeConfig(17, 3, 9),
-        DistantConfig(50),
+        DistantConfig(50, shown=7),
         ListOpsConfig(pool=8),
     ],
 )
@@ -168,6 +168,7 @@ def test_tasks_have_the_length_the_tokens_and_the_chance_that_they_say(sizes):
         ({"models": ()}, "models: expected at least one"),
         ({"models": ("mambo+none",)}, "unknown mixer 'mambo'; nearest: mamba"),
         ({"evaluation_rows": 0}, "evaluation_rows: got 0"),
+        ({"evaluation_rows": 17}, "evaluation_rows: got 17, expected up to 16 or a multiple of it"),
         ({"train": replace(SMALL.train, stop_metric="", stop_at=None, eval_every=0)}, "eval_every: got 0"),
     ],
 )
@@ -183,6 +184,7 @@ def test_what_cannot_be_trained_is_refused(change, message):
         (lambda: InductionConfig(length=2), "length: got 2"),
         (lambda: AssociativeConfig(length=31), "length: got 31, expected at least 32"),
         (lambda: DistantConfig(alphabet=5), "alphabet: got 5"),
+        (lambda: DistantConfig(9, shown=9), "length: got 9, expected at least 10"),
         (lambda: ListOpsConfig(shortest=32), "shortest: got 32, expected between 4 and 31"),
     ],
 )

@@ -14,7 +14,7 @@ from experiments.long_memory import core_speed, efficiency, induction, path_leng
 from experiments.long_memory.extrapolation import last_logits, reader
 from experiments.long_memory.learning import Learned
 from experiments.long_memory.networks import TIME_INVARIANT, ModelConfig, network
-from experiments.long_memory.tasks import ASSOCIATIVE, COPYING, DISTANT, LISTOPS
+from experiments.long_memory.tasks import ASSOCIATIVE, COPYING, DISTANT, LISTOPS, AssociativeConfig, ListOpsConfig
 from experiments.sources.memory import induction_heads
 from experiments.training.update import random_stream
 from tests.experiments.result_run import check_run
@@ -45,9 +45,14 @@ def test_recall_claims_are_about_the_worst_of_some_and_the_best_of_others():
     assert found["long_memory/mqar-attention-gap"].tolist() == [50.0, 30.0]
     assert found["long_memory/listops-31-tokens"].tolist() == [40.0, 35.0]
     assert found["long_memory/lightnet-recalls-more-than-linear"].tolist() == [10.0, -5.0]
-    assert set(found) == {claim.id for claim in recall.CLAIMS}
+    assert len(found) == 3
     assert recall._measured(recall.PRESETS["cpu"], table_of(ASSOCIATIVE, attentive)) == {}
-    assert recall._measured(recall.PRESETS["gpu"], table) == {}
+    published = recall._measured(recall.PRESETS["gpu"], table)
+    names = ("mqar-attention-gap-64-pairs", "listops-1999-tokens", "lightnet-recalls-more-than-linear-64-pairs")
+    assert [published[f"long_memory/{name}"].tolist() for name in names] == [[50.0, 30.0], [40.0, 35.0], [10.0, -5.0]]
+    other = replace(recall.PRESETS["gpu"], associative=AssociativeConfig(64, 9), listops=ListOpsConfig(longest=30))
+    assert {*found, *published} == {claim.id for claim in recall.CLAIMS}
+    assert recall._measured(other, table) == {}
 
 
 def test_a_model_that_never_gets_there_counts_with_all_its_updates():
@@ -66,10 +71,11 @@ def test_a_model_that_never_gets_there_counts_with_all_its_updates():
     assert selective_copying._measured(selective_copying.PRESETS["smoke"], table) == {}
 
 
-def test_the_claim_on_path_length_is_about_its_length():
+@pytest.mark.parametrize(("preset", "claim"), [("cpu", "analogue-1024"), ("gpu", "analogue")])
+def test_the_claims_on_path_length_are_about_its_length_and_what_is_shown(preset, claim):
     table = table_of(DISTANT, {"s4d+none": [80.0, 90.0], "s5+none": [85.0, 70.0]})
-    found = path_length._measured(path_length.PRESETS["cpu"], table)
-    assert found["long_memory/s4-path-x-analogue"].tolist() == [80.0, 70.0]
+    (found,) = path_length._measured(path_length.PRESETS[preset], table).items()
+    assert found[0] == f"long_memory/s4-path-x-{claim}" and found[1].tolist() == [80.0, 70.0]
     assert path_length._measured(path_length.PRESETS["smoke"], table) == {}
 
 

@@ -77,10 +77,11 @@ def test_queries_stand_as_often_as_the_power_law_says_and_tell_nothing():
         assert (np.abs(together - alone) < 5 * np.sqrt(alone / ROWS)).all()
 
 
-def test_the_first_token_is_asked_for_at_the_last():
-    tokens, targets, asked = drawn(distant_recall, length=9, payloads=3, alphabet=7)
-    assert (targets[:, -1] == tokens[:, 0]).all() and set(tokens[:, 0]) == {0, 1, 2}
-    assert set(tokens[:, 1:-1].ravel()) == {3, 4, 5} and (tokens[:, -1] == 6).all()
+@pytest.mark.parametrize("shown", [1, 3])
+def test_the_first_token_is_asked_for_at_the_last(shown):
+    tokens, targets, asked = drawn(distant_recall, length=9, payloads=3, alphabet=7, shown=shown)
+    assert (targets[:, -1:] == tokens[:, :shown]).all() and set(tokens[:, 0]) == {0, 1, 2}
+    assert set(tokens[:, shown:-1].ravel()) == {3, 4, 5} and (tokens[:, -1] == 6).all()
     assert asked[:, -1].all() and not asked[:, :-1].any() and not targets[:, :-1].any()
 
 
@@ -94,6 +95,7 @@ def test_the_first_token_is_asked_for_at_the_last():
         (associative_recall, {"length": 11, "pairs": 3, "alphabet": 8}, "length: got 11, expected at least 12"),
         (associative_recall, {"length": 12, "pairs": 3, "alphabet": 5}, "alphabet: got 5, expected at least 6"),
         (distant_recall, {"length": 9, "payloads": 3, "alphabet": 4}, "alphabet: got 4, expected at least 5"),
+        (distant_recall, {"length": 3, "payloads": 2, "alphabet": 5, "shown": 3}, "length: got 3, expected at least 4"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(task, sizes, message):

@@ -68,7 +68,7 @@ induction.plot(heads)
 print(plain_text.claims_table(heads.claims))
 
 # %% [markdown]
-# ## A token kept for 16,384 steps
+# ## What a sequence begins with, kept for 16,384 steps
 
 # %%
 distant = results.load("long_memory/path_length")

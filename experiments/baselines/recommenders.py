@@ -165,7 +165,7 @@ def hidden_states(model: MaskedLM, params: Any, items: jax.Array, **options: Any
 
 
 def attention_weights(model: MaskedLM, params: Any, items: jax.Array) -> jax.Array:
-    """What the last place attends to in an `attention_recommender`.
+    """What each place attends to in an `attention_recommender`.
 
     Args:
         model: with softmax attention.
@@ -173,13 +173,14 @@ def attention_weights(model: MaskedLM, params: Any, items: jax.Array) -> jax.Arr
         items: (B, L) ids, without padding.
 
     Returns:
-        (blocks, B, heads, L), each row with the sum 1.
+        (blocks, B, heads, L, L), each row with the sum 1.
 
     Example:
         >>> model = attention_recommender(Size(9, 4, 2), 5, causal=True)
         >>> params = model.init(jax.random.key(0), jnp.array([[1, 2, 3]]))
-        >>> attention_weights(model, params, jnp.array([[1, 2, 3]])).sum(-1).round(5).tolist()
-        [[[1.0, 1.0]], [[1.0, 1.0]]]
+        >>> maps = attention_weights(model, params, jnp.array([[1, 2, 3]]))
+        >>> maps.shape, bool(jnp.allclose(maps.sum(-1), 1)), float(maps[0, 0, 0, 0, 2])
+        ((2, 1, 2, 3, 3), True, 0.0)
     """
 
     def projections(module: nn.Module, method: str) -> bool:
@@ -187,9 +188,11 @@ def attention_weights(model: MaskedLM, params: Any, items: jax.Array) -> jax.Arr
 
     _, kept = model.apply(params, items, capture_intermediates=projections, mutable=["intermediates"])
     found = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(kept["intermediates"])}
+    every = jnp.ones((items.shape[1], items.shape[1]), bool)
+    seen = jnp.tril(every) if model.backbone.mixer.keywords["causal"] else every  # type: ignore[attr-defined]
     maps = []
     for _, leaf in sorted(found.items(), key=lambda entry: jax.tree_util.keystr(entry[0])):
         q, k, _ = jnp.unstack(leaf, axis=2)
-        scores = jnp.einsum("bhk,bshk->bhs", q[:, -1], k) / jnp.sqrt(q.shape[-1])
-        maps.append(nn.softmax(scores))
+        scores = jnp.einsum("blhk,bshk->bhls", q, k) / jnp.sqrt(q.shape[-1])
+        maps.append(nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf)))
     return jnp.stack(maps)

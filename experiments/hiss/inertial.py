@@ -33,6 +33,15 @@ RONIN_ORIENTATIONS = {
     "grv_ori_error": "synced/game_rv",
     "ekf_ori_error": "pose/ekf_ori",
 }
+# Shape of what is read of a recording's information, where it is there.
+RONIN_NUMBERS: dict[str, tuple[int, ...]] = {
+    "imu_init_gyro_bias": (3,),
+    "imu_acce_bias": (3,),
+    "imu_acce_scale": (3,),
+    "start_calibration": (4,),
+    "start_frame": (),
+    **dict.fromkeys(RONIN_ORIENTATIONS, ()),
+}
 CAPTURE_RATE = 60.0
 CAPTURE_SENSORS: tuple[str, ...] = ("Head", "Sternum", "Pelvis", "L_UpArm", "R_UpArm", "L_LowArm", "R_LowArm")
 CAPTURE_SENSORS += ("L_UpLeg", "R_UpLeg", "L_LowLeg", "R_LowLeg", "L_Foot", "R_Foot")
@@ -125,6 +134,8 @@ def _ronin_recording(place: Path) -> Recording:
     first = Rotation.from_quat(tango[0], scalar_first=True)
     in_world = first * calibration * turned[0].inv() * turned
     begin = int(info.get("start_frame", 0))
+    if not 0 <= begin < len(time):
+        raise UserError(f"{place / 'info.json'}: got start_frame {begin}, expected one of {len(time)} frames")
     readings = np.concatenate([in_world.apply(acceleration), in_world.apply(gyro)], axis=1)
     sensors, told = (track(path, time[begin:], values[begin:]) for values in (readings, position[:, :2]))
     samples, positions = aligned(place, sensors, told, RONIN_SECONDS)
@@ -140,7 +151,19 @@ def _ronin_info(path: Path) -> dict[str, Any]:
     missing = [name for name in needed if name not in info] if isinstance(info, dict) else list(needed)
     if missing:
         raise UserError(f"{path}: no field {', '.join(missing)}")
+    for name, shape in RONIN_NUMBERS.items():
+        if name in info and not _are_numbers(info[name], shape):
+            expected = f"{shape[0]} numbers" if shape else "a number"
+            raise UserError(f"{path}: got {name} {info[name]!r}, expected {expected}")
     return info
+
+
+def _are_numbers(value: Any, shape: tuple[int, ...]) -> bool:
+    try:
+        numbers = np.asarray(value, float)
+    except (TypeError, ValueError):
+        return False
+    return numbers.shape == shape and bool(np.isfinite(numbers).all())
 
 
 def _ronin_orientation(path: Path, info: dict[str, Any], time: np.ndarray, gyro: np.ndarray) -> Rotation:

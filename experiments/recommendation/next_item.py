@@ -36,7 +36,6 @@ from experiments.recommendation.data import (
     law_of_last,
     recipe,
     reference_scores,
-    stacked,
 )
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import TrainConfig, require
@@ -58,6 +57,7 @@ BOTH_WAYS, BERT4REC = "both ways, next item", "BERT4Rec"
 MODELS = (GRU, SASREC, CAUSAL_CLOZE, BOTH_WAYS, BERT4REC)
 EARLIER = (POPULARITY, MARKOV, GRU)
 DENSITIES = ("sparse", "dense")
+MAPPED = (SASREC, BERT4REC)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Config(results.Config):
     seeds: tuple[int, ...] = (0, 1, 2)
     """One chain, and set of sessions and model of each kind, each."""
     models: tuple[str, ...] = MODELS
-    """Neural models, beside popularity and a Markov chain; attention is that of SASRec."""
+    """Neural models, beside popularity and a Markov chain."""
     sparse: Generated = field(default_factory=Generated)
     """Sessions of few items."""
     dense: Generated = field(default_factory=lambda: Generated(shortest=30, longest=40))
@@ -147,7 +147,8 @@ def run(config: Config, run_dir: Path) -> Result:
     maps: dict[str, np.ndarray] = {}
     for density, pairs in given.items():
         law = np.stack([law_of_last(*own) for own in pairs])
-        found, maps[density] = _scores(config, density, [own for _, own in pairs], law, run_dir / "training" / density)
+        found, seen = _scores(config, density, [own for _, own in pairs], law, run_dir / "training" / density)
+        maps |= {f"{name}, {density}": own for name, own in seen.items()}
         for name, (scores, seconds) in found.items():
             for seed, values in zip(config.seeds, _metrics(scores, law), strict=True):
                 for column, entry in zip(table.values(), (density, name, seed, *values, seconds), strict=True):
@@ -165,15 +166,14 @@ def recommenders(config: Config, density: str) -> dict[str, Recommender]:
     Returns:
         Models with what they are trained on.
     """
-    from experiments.baselines.recommenders import Size, attention_recommender, recurrent_recommender
+    from experiments.baselines.recommenders import recurrent_recommender
     from experiments.recommendation.recommenders import cloze, hidden_next, next_items
 
     sessions: Generated = getattr(config, density)
     window, hidden_id = sessions.longest - 1, sessions.items
-    size = Size(sessions.items, config.width, config.layers, config.heads)
-    causal, both_ways = (attention_recommender(size, window + 1, causal=causal) for causal in (True, False))
+    causal, both_ways = (_attention_model(config, density, causal=causal) for causal in (True, False))
     made = {
-        GRU: next_items(recurrent_recommender(size), window),
+        GRU: next_items(recurrent_recommender(_size(config, density)), window),
         SASREC: next_items(causal, window),
         CAUSAL_CLOZE: cloze(causal, hidden_id, window, config.hidden),
         BOTH_WAYS: hidden_next(both_ways, hidden_id, window),
@@ -182,11 +182,27 @@ def recommenders(config: Config, density: str) -> dict[str, Recommender]:
     return {name: made[name] for name in config.models}
 
 
+def _size(config: Config, density: str) -> Any:
+    from experiments.baselines.recommenders import Size
+
+    sessions: Generated = getattr(config, density)
+    return Size(sessions.items, config.width, config.layers, config.heads)
+
+
+def _attention_model(config: Config, density: str, *, causal: bool) -> Any:
+    from experiments.baselines.recommenders import attention_recommender
+
+    return attention_recommender(_size(config, density), getattr(config, density).longest, causal=causal)
+
+
 def _scores(
     config: Config, density: str, sessions: list[Sessions], law: np.ndarray, folder: Path
-) -> tuple[dict[str, tuple[np.ndarray, float]], np.ndarray]:
-    """Scores (seeds, users, items) and seconds per seed of each model, and SASRec's attention."""
+) -> tuple[dict[str, tuple[np.ndarray, float]], dict[str, np.ndarray]]:
+    """Scores (seeds, users, items) and seconds per seed of each model, and the maps of those in MAPPED."""
+    from experiments.recommendation.attention import attention_maps
     from experiments.recommendation.recommenders import trained_scores
+
+    maps: dict[str, np.ndarray] = {}
 
     found = {name: (scores, 0.0) for name, scores in reference_scores(sessions, law).items()}
     for number, (name, model) in enumerate(recommenders(config, density).items()):
@@ -194,42 +210,11 @@ def _scores(
             config.train, model, sessions, folder / f"{number}", seeds=config.seeds, label=f"{density}, {name}"
         )
         found[name] = scores, seconds / len(config.seeds)
-        if name == SASREC:
-            maps = attention_by_distance(config, density, params, sessions)
+        if name in MAPPED:
+            looks = _attention_model(config, density, causal=name == SASREC)
+            behind = None if name == SASREC else getattr(config, density).items
+            maps[name] = attention_maps(looks, params, sessions, config.reach, hidden_id=behind)
     return found, maps
-
-
-def attention_by_distance(config: Config, density: str, params: Any, sessions: list[Sessions]) -> np.ndarray:
-    """What SASRec's last place attends to, by the distance of the item, 0 being the last.
-
-    Args:
-        config: of the model, and of how many last items are read.
-        density: "sparse" or "dense".
-        params: one model per set of sessions, stacked.
-        sessions: of which users with enough items are read.
-
-    Returns:
-        (seeds, blocks, reach) means over users and heads; a row has the sum 1.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from experiments.baselines.recommenders import Size, attention_recommender, attention_weights
-    from experiments.sources.sessions import read
-    from experiments.training.together import mapped
-
-    generated: Generated = getattr(config, density)
-    size = Size(generated.items, config.width, config.layers, config.heads)
-    model = attention_recommender(size, generated.longest, causal=True)
-    asked = sessions[0].kept(1, config.reach)
-    enough = asked.lengths == config.reach
-    start, stop = (jnp.asarray(places[enough]) for places in asked)
-
-    def one(params: Any, items: Any) -> jax.Array:
-        history, _ = read(items, start, stop, config.reach)
-        return attention_weights(model, params, history).mean(axis=(1, 2))[:, ::-1]
-
-    return np.asarray(jax.jit(mapped(one, 1))(params, jnp.asarray(stacked(sessions))))
 
 
 def _metrics(scores: np.ndarray, law: np.ndarray) -> list[list[float]]:
@@ -244,6 +229,7 @@ def _metrics(scores: np.ndarray, law: np.ndarray) -> list[list[float]]:
 
 def _measured(table: Mapping[str, list], maps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The claims."""
+    from experiments.recommendation.attention import mean_distance
 
     def gain(model: str, *others: str) -> dict[str, np.ndarray]:
         return {own: ndcg(own, model) - np.max([ndcg(own, other) for other in others], axis=0) for own in DENSITIES}
@@ -255,7 +241,7 @@ def _measured(table: Mapping[str, list], maps: Mapping[str, np.ndarray]) -> dict
     def least(gains: dict[str, np.ndarray]) -> np.ndarray:
         return np.min(list(gains.values()), axis=0)
 
-    distance = {name: (own.mean(axis=1) * np.arange(own.shape[-1])).sum(axis=-1) for name, own in maps.items()}
+    distance = {density: mean_distance(maps[f"{SASREC}, {density}"]) for density in DENSITIES}
     there = set(table["model"])
     found = {"sasrec-attention-adapts": distance["dense"] - distance["sparse"]}
     if there.issuperset(EARLIER):
@@ -270,11 +256,14 @@ def _measured(table: Mapping[str, list], maps: Mapping[str, np.ndarray]) -> dict
 
 
 def plot(result: StoredResult) -> Figure:
-    """Left: NDCG@10 of each model on sparse and dense sessions. Right: how far back SASRec's attention reaches."""
+    """Above: NDCG@10 of each model, and how far back SASRec's last place looks. Below: what attends to what."""
     from matplotlib import pyplot as plt
 
     table = {name: np.array(column) for name, column in result.tables["metrics"].items()}
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained", width_ratios=(3, 3, 4))
+    maps = result.series["attention"]
+    figure = plt.figure(figsize=(12, 7.2), layout="constrained")
+    panels: Any = figure.subfigures(2, 1, height_ratios=(11, 10))
+    axes = panels[0].subplots(1, 3, width_ratios=(3, 3, 4))
     models = list(dict.fromkeys(table["model"].tolist()))
     for axis, density in zip(axes[:2], DENSITIES, strict=True):
         for place, model in enumerate(models):
@@ -284,13 +273,19 @@ def plot(result: StoredResult) -> Figure:
         axis.set(xlabel="NDCG@10, %", title=density, yticks=range(len(models)))
         axis.set_yticklabels(models if axis is axes[0] else [], fontsize=8)
         axis.invert_yaxis()
-    _plot_attention(axes[2], result.series["attention"])
+    _plot_last(axes[2], maps)
+    for axis, (name, own) in zip(panels[1].subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+        image = axis.imshow(own.mean(axis=(0, 1)), vmin=0, vmax=0.5, cmap="viridis")
+        axis.set(title=name, xlabel="place attended to")
+        panels[1].colorbar(image, ax=axis, shrink=0.7)
+    panels[1].axes[0].set_ylabel("place")
     return figure
 
 
-def _plot_attention(axis: Axes, maps: Mapping[str, np.ndarray]) -> None:
+def _plot_last(axis: Axes, maps: Mapping[str, np.ndarray]) -> None:
     for density, colour in zip(DENSITIES, ("#D55E00", "#0072B2"), strict=True):
-        for block, (own, style) in enumerate(zip(maps[density].mean(axis=0), ("-", "--", ":", "-."), strict=False)):
+        last = maps[f"{SASREC}, {density}"][:, :, -1, ::-1].mean(axis=0)
+        for block, (own, style) in enumerate(zip(last, ("-", "--", ":", "-."), strict=False)):
             axis.plot(np.arange(len(own)), own, style, color=colour, label=f"{density}, block {block + 1}")
-    axis.set(xlabel="items back from the last", ylabel="attention of the last place", yscale="log")
+    axis.set(xlabel="items back from the last", ylabel="attention of SASRec's last place", yscale="log")
     axis.legend(fontsize=7)

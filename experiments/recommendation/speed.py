@@ -5,8 +5,9 @@ from memory. Here it is timed against a GRU of the same stack, with its publishe
 each right one, and by cross-entropy over all items, whose scores are taken in chunks and never held together. An epoch
 is one update for every batch of users. Models take turns, each repetition of which is a seed of the config. Claims are
 about CPU time, all threads together, which other work on the machine disturbs least: an epoch of 60 such seconds takes
-no longer than that on two free cores. Times do not repeat bit for bit. SIGMA is trained on every prefix of every
-history, one by one, so that only its scores are timed.
+no longer than that on two free cores. Times do not repeat bit for bit. BERT4Rec hides items and is asked for these, by
+cross-entropy over all items. SIGMA is trained on every prefix of every history, one by one: of its many thousand
+updates, all of the same shape, `timed` are run and their time is taken as many times as an epoch has them.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ ABOUT = About(
     source="abstract and table of training times (from memory)",
     minutes={"smoke": 0.1, "cpu": 8},
 )
-SASREC, SASREC_ALL, RECURRENT = "SASRec", "SASRec, all items", "GRU"
-EPOCHS = (SASREC, SASREC_ALL, RECURRENT)
-SCORED = (SASREC, RECURRENT, "SIGMA")
+SASREC, SASREC_ALL, RECURRENT, BERT4REC, OF_PREFIXES = "SASRec", "SASRec, all items", "GRU", "BERT4Rec", "SIGMA"
+EPOCHS = (SASREC, SASREC_ALL, RECURRENT, BERT4REC, OF_PREFIXES)
+SCORED = (SASREC, RECURRENT, BERT4REC, OF_PREFIXES)
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,17 @@ class Config(results.Config):
     """Users of an update, and users that are scored at once."""
     token_chunk: int = 1600
     """Places whose scores of all items are held at once."""
+    hidden: float = 0.3
+    """Share of the items that BERT4Rec hides."""
+    timed: int = 47
+    """Updates of an epoch that are run at most; an epoch of all users has 47."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        for name in ("window", "width", "layers", "batch", "token_chunk"):
+        for name in ("window", "width", "layers", "batch", "token_chunk", "timed"):
             require(name, getattr(self, name), 1)
+        require("hidden", self.hidden, 0.01, 0.99)
         require("batch", self.batch, 1, self.sessions.users)
         for field_name, known in (("models", EPOCHS), ("scored", SCORED)):
             if unknown := set(getattr(self, field_name)).difference(known):
@@ -102,6 +108,7 @@ CLAIMS = (
 
 def run(config: Config, run_dir: Path) -> Result:
     """Time epochs and scores of all models in turn, in every repetition."""
+    from experiments.recommendation.epochs import epoch_programs
     from experiments.runs import record_data
     from experiments.scan_benchmark.measure import clocked
     from experiments.training.data import fingerprint
@@ -112,115 +119,21 @@ def run(config: Config, run_dir: Path) -> Result:
     epochs, scores = epoch_programs(config, sessions), score_programs(config, sessions)
     for program in scores.values():
         program()  # compiles
-    table: dict[str, list] = {name: [] for name in ("model", "repetition", "cpu_seconds", "wall_seconds")}
+    columns = ("model", "repetition", "cpu_seconds", "wall_seconds", "updates", "timed")
+    table: dict[str, list] = {name: [] for name in columns}
     scored: dict[str, list] = {name: [] for name in ("model", "repetition", "cpu_ms_per_user")}
     for seed in config.seeds:
         for name, epoch in epochs.items():
-            seconds, _ = clocked(epoch)
-            for column, entry in zip(table.values(), (name, seed, seconds.cpu, seconds.wall), strict=True):
+            seconds, _ = clocked(epoch.run)
+            times = epoch.updates / epoch.timed
+            row = (name, seed, times * seconds.cpu, times * seconds.wall, epoch.updates, epoch.timed)
+            for column, entry in zip(table.values(), row, strict=True):
                 column.append(entry)
         for name, program in scores.items():
             seconds, _ = clocked(program)
             for column, entry in zip(scored.values(), (name, seed, 1e3 * seconds.cpu / config.batch), strict=True):
                 column.append(entry)
     return Result(_measured(table), {"epochs": table, "scores": scored}, data=data)
-
-
-def epoch_programs(config: Config, sessions: Sessions) -> dict[str, Callable[[], Any]]:
-    """One epoch of each model as a function, compiled, whose parameters go on from call to call.
-
-    Args:
-        config: of models and batches.
-        sessions: of all users.
-
-    Returns:
-        By name.
-    """
-    from experiments.step_time import update_program
-    from experiments.training.config import OptimizerConfig
-
-    optimizer = OptimizerConfig(learning_rate=1e-3, schedule="constant", b2=0.98, weight_decay=0.0)
-    updates = -(-config.sessions.users // config.batch)
-
-    def batches() -> Any:
-        rng = np.random.default_rng(0)
-        while True:
-            # the last batch is filled up from the next order, so that all have the same shape
-            order = np.concatenate([rng.permutation(config.sessions.users) for _ in range(2)])
-            for update in range(updates):
-                yield {"rows": order[update * config.batch : (update + 1) * config.batch]}
-
-    def epoch(name: str) -> Callable[[], Any]:
-        update = update_program(task_of(config, sessions, name), optimizer, batches())
-        return lambda: [update() for _ in range(updates)]
-
-    return {name: epoch(name) for name in config.models}
-
-
-def task_of(config: Config, sessions: Sessions, name: str) -> Any:
-    """A model with its loss on rows of users.
-
-    Args:
-        config: of the model.
-        sessions: of all users.
-        name: one of EPOCHS.
-
-    Returns:
-        A `experiments.training.task.Task`.
-    """
-    import jax.numpy as jnp
-
-    import kd
-    from experiments.baselines.recommenders import hidden_states, items_mask
-    from experiments.sources.sessions import read
-    from experiments.training.task import Task
-    from ssm.sigma import real_items
-
-    model = _model(config, name)
-    items = jnp.asarray(sessions.items)
-    start, stop = (jnp.asarray(places) for places in sessions.trained(config.window))
-
-    def loss(params: Any, batch: Any, key: Any) -> Any:
-        first, last = start[batch["rows"]], stop[batch["rows"]]
-        history, following = read(items, first, last, config.window)
-        mask, real = items_mask(model, last - first, config.window), real_items(last - first, config.window)
-        h, W = hidden_states(model, params, history, mask=mask, rngs={"dropout": key})
-        if name == SASREC_ALL:
-            return kd.chunked_cross_entropy(h, W, following, real, token_chunk=config.token_chunk), {}
-        return sampled_loss(h, W, following, real, key), {}
-
-    return Task(lambda key: model.init(key, jnp.zeros((1, config.window), jnp.int32)), loss)
-
-
-def sampled_loss(h: Any, W: Any, following: Any, real: Any, key: Any) -> Any:
-    """Mean over places of -log sigmoid(s_right) - log(1 - sigmoid(s_other)), SASRec's loss with one other item each.
-
-    The other item is any, where the published code takes one that the user has not had.
-
-    Args:
-        h: states (B, T, D).
-        W: of all items (V, D).
-        following: right items (B, T).
-        real: (B, T), places that count.
-        key: random key of the other items.
-
-    Returns:
-        A number.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    others = jax.random.randint(key, following.shape, 0, len(W))
-    right, other = (jnp.einsum("btd,btd->bt", h, W[ids]) for ids in (following, others))
-    losses = jax.nn.softplus(-right) + jax.nn.softplus(other)
-    return jnp.sum(jnp.where(real, losses, 0.0)) / real.sum()
-
-
-def _model(config: Config, name: str) -> Any:
-    from experiments.baselines.recommenders import Size, attention_recommender, recurrent_recommender
-
-    size = Size(config.sessions.items, config.width, config.layers, heads=1)
-    return recurrent_recommender(size) if name == RECURRENT else attention_recommender(size, config.window, causal=True)
 
 
 def score_programs(config: Config, sessions: Sessions) -> dict[str, Callable[[], Any]]:
@@ -236,12 +149,13 @@ def score_programs(config: Config, sessions: Sessions) -> dict[str, Callable[[],
     import jax
     import jax.numpy as jnp
 
-    from experiments.recommendation.recommenders import last_of_prefixes, next_items
+    from experiments.recommendation.epochs import model_of
+    from experiments.recommendation.recommenders import cloze, last_of_prefixes, next_items
     from experiments.sources.sessions import read
-    from ssm import SIGMA
 
-    made = {name: next_items(_model(config, name), config.window) for name in (SASREC, RECURRENT)}
-    made["SIGMA"] = last_of_prefixes(SIGMA(config.sessions.items, width=config.width), config.window)
+    made = {name: next_items(model_of(config, name), config.window) for name in (SASREC, RECURRENT)}
+    made[BERT4REC] = cloze(model_of(config, BERT4REC), config.sessions.items, config.window, config.hidden)
+    made[OF_PREFIXES] = last_of_prefixes(model_of(config, OF_PREFIXES), config.window)
     start, stop = (jnp.asarray(places[: config.batch]) for places in sessions.kept(1, config.window))
     history, _ = read(jnp.asarray(sessions.items), start, stop, config.window)
 

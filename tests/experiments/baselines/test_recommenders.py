@@ -68,19 +68,20 @@ def test_places_from_the_end_have_no_state_and_no_segments():
 
 
 @pytest.mark.slow
-def test_the_reported_attention_is_that_of_the_last_place():
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_reported_attention_is_that_of_each_place(causal):
     """Of one block and one head: the output of attention is the values weighted by it."""
-    model = attention_recommender(SIZE._replace(layers=1, heads=1), 5, causal=True)
+    model = attention_recommender(SIZE._replace(layers=1, heads=1), 5, causal=causal)
     params = large(model)
     weights = attention_weights(model, params, ITEMS)
-    assert weights.shape == (1, 2, 1, 5)
+    assert weights.shape == (1, 2, 1, 5, 5)
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
     _, kept = model.apply(params, ITEMS, capture_intermediates=True, mutable=["intermediates"])
     mix = kept["intermediates"]["backbone"]["blocks_0"]["mix"]
     values = mix["qkv"]["__call__"][0][:, :, 2, 0]
     out = params["params"]["backbone"]["blocks_0"]["mix"]["out"]["kernel"].reshape(4, 4)
-    expected = jnp.einsum("bs,bsk,kd->bd", weights[0, :, 0], values, out)
-    np.testing.assert_allclose(mix["__call__"][0][0][:, -1], expected, rtol=1e-4, atol=1e-4)
+    expected = jnp.einsum("bls,bsk,kd->bld", weights[0, :, 0], values, out)
+    np.testing.assert_allclose(mix["__call__"][0][0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_products_of_states_and_items():

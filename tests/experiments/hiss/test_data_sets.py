@@ -1,5 +1,6 @@
 """The six published sets, from files of their formats with a motion that is known, and files of other formats."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -152,6 +153,14 @@ def with_arrays(file, arrays):
     return lambda place: made_up.write_hdf5(place / file, arrays)
 
 
+def with_field(name, value):
+    def change(place):
+        path = place / "info.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+
+    return change
+
+
 TIME = np.arange(4.0)
 RESKIN, KINOVA, TOUCH = "reskin_sensor_values.h5", "kinova_cartesian_states.h5", "touch_sensor_values.h5"
 XELA = {f"{part}_sensor_values": np.ones((4 - (part == "fingertip"), 2)) for part in ("finger", "fingertip", "palm")}
@@ -190,6 +199,11 @@ XELA = {f"{part}_sensor_values": np.ones((4 - (part == "fingertip"), 2)) for par
         ),
         ("ronin", with_text("info.json", "{}"), "info.json: no field imu_init_gyro_bias"),
         ("ronin", with_text("info.json", "{"), "info.json: no JSON file"),
+        ("ronin", with_field("imu_acce_bias", [1, 2]), "info.json: got imu_acce_bias [1, 2], expected 3 numbers"),
+        ("ronin", with_field("start_calibration", "x"), "got start_calibration 'x', expected 4 numbers"),
+        ("ronin", with_field("ekf_ori_error", [[1], [2, 3]]), "got ekf_ori_error [[1], [2, 3]], expected a number"),
+        ("ronin", with_field("imu_init_gyro_bias", [0, float("nan"), 0]), "got imu_init_gyro_bias [0, nan, 0]"),
+        ("ronin", with_field("start_frame", -1), "info.json: got start_frame -1, expected one of"),
         ("vector", with_text("gt.txt", "a\nb\n1 2 3\n"), "gt.txt: line 3 has 3 numbers, expected 8"),
         ("vector", with_text("gt.txt", "a\nb\n1 2 x\n"), "gt.txt: line 3 holds something that is no number: '1 2 x'"),
         ("vector", with_text("imu.txt", "a\n"), "imu.txt: got no numbers behind 3 lines of header"),

@@ -2,16 +2,23 @@
 
 from dataclasses import replace
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments.recommendation import speed
+from experiments.baselines.recommenders import hidden_states, items_mask
+from experiments.recommendation import epochs, speed
+from experiments.recommendation.data import drawn
+from experiments.recommendation.recommenders import cloze_places
 from tests.experiments.result_run import check_run
 
 
 def test_ratios_are_within_a_repetition():
     names = [name for _ in range(2) for name in speed.EPOCHS]
-    found = speed._measured({"model": names, "cpu_seconds": [2.0, 70.0, 30.0, 4.0, 90.0, 20.0]})
+    found = speed._measured({"model": names, "cpu_seconds": [2.0, 70.0, 30.0, 1.0, 1.0, 4.0, 90.0, 20.0, 1.0, 1.0]})
     values = {id.removeprefix("recommendation/"): x for id, x in found.items()}
     assert values["sasrec-efficiency"] == [15.0, 5.0] and values["sasrec-epoch"] == [2.0, 4.0]
     assert values["sasrec-epoch-all-items"] == [70.0, 90.0]
@@ -23,56 +30,70 @@ def test_the_sessions_have_the_size_of_movielens():
     assert (sessions.users, sessions.items) == (6000, 3400) and 155 < lengths.mean() < 175
 
 
-def test_an_epoch_meets_every_user(monkeypatch):
-    """With five users in batches of two, the third batch is filled up with somebody's second turn."""
-    met = []
+@pytest.fixture
+def met(monkeypatch):
+    """The rows of each update, none of which is done."""
+    rows = []
 
     def update_program(task, optimizer, batches):
-        return lambda: met.append(next(batches)["rows"].tolist())
+        return lambda: rows.append(next(batches)["rows"].tolist())
 
-    monkeypatch.setattr("experiments.step_time.update_program", update_program)
-    monkeypatch.setattr(speed, "task_of", lambda *_: None)
-    config = speed.Config(sessions=speed.Generated(users=5, items=4), batch=2)
-    programs = speed.epoch_programs(config, None)
-    programs[speed.SASREC]()
+    monkeypatch.setattr(epochs, "update_program", update_program)
+    monkeypatch.setattr(epochs, "task_of", lambda *_: None)
+    return rows
+
+
+def test_an_epoch_meets_every_user(met):
+    """With five users in batches of two, the third batch is filled up with somebody's second turn."""
+    config = speed.Config(sessions=speed.Generated(users=5, items=4), batch=2, models=(speed.SASREC,))
+    epoch = epochs.epoch_programs(config, None)[speed.SASREC]
+    epoch.run()
     assert [len(rows) for rows in met] == [2, 2, 2] and {row for rows in met for row in rows} == set(range(5))
+    assert (epoch.timed, epoch.updates) == (3, 3)
 
 
-def test_scores_are_timed_per_user(monkeypatch, tmp_path):
+def test_an_epoch_of_prefixes_is_timed_in_part(met):
+    config = replace(speed.PRESETS["smoke"], models=(speed.OF_PREFIXES,), timed=2)
+    sessions = drawn(config.sessions, 0)[1]  # of 4, 5, 6 and 4 items
+    epoch = epochs.epoch_programs(config, sessions)[speed.OF_PREFIXES]
+    rows = len(sessions.prefixes(config.window).stop)
+    assert rows > config.sessions.users and epoch.updates == -(-rows // 2) > epoch.timed == 2
+    for _ in range(epoch.updates):
+        epoch.run()
+    assert {row for rows in met[: epoch.updates] for row in rows} == set(range(rows))
+
+
+def test_scores_are_timed_per_user_and_epochs_as_often_as_they_have_updates(monkeypatch, tmp_path):
     from experiments.scan_benchmark.measure import Seconds
 
     monkeypatch.setattr("experiments.scan_benchmark.measure.clocked", lambda call: (Seconds(3.0, 5.0), call()))
-    for programs in ("epoch_programs", "score_programs"):
-        monkeypatch.setattr(speed, programs, lambda *_: {speed.SASREC: lambda: None})
+    epoch = epochs.Epoch(lambda: None, 4, 10)
+    monkeypatch.setattr(epochs, "epoch_programs", lambda *_: {speed.SASREC: epoch})
+    monkeypatch.setattr(speed, "score_programs", lambda *_: {speed.SASREC: lambda: None})
     tables = speed.run(replace(speed.PRESETS["smoke"], batch=4), tmp_path).tables
     assert tables["scores"]["cpu_ms_per_user"] == [750.0]
-    assert tables["epochs"]["cpu_seconds"] == [3.0] and tables["epochs"]["wall_seconds"] == [5.0]
+    assert tables["epochs"]["cpu_seconds"] == [7.5] and tables["epochs"]["wall_seconds"] == [12.5]
+
+
+CONFIG = speed.PRESETS["smoke"]
+LONGER = replace(CONFIG.sessions, shortest=5, longest=8)  # trained on: 2, 3, 4 and 5 items
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", speed.EPOCHS)
+@pytest.mark.parametrize("name", [speed.SASREC, speed.SASREC_ALL, speed.RECURRENT])
 def test_an_epoch_has_the_model_and_the_loss_of_its_name(name):
     """On a history that fills the window and on one that does not, whose places behind the last item do not count."""
-    import flax.linen as nn
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from experiments.baselines.recommenders import hidden_states, items_mask
-    from experiments.recommendation.data import drawn
-
-    config, key = speed.PRESETS["smoke"], jax.random.key(1)
-    _, sessions = drawn(replace(config.sessions, shortest=5, longest=8), 0)  # trained on: 2, 3, 4 and 5 items
-    task = speed.task_of(config, sessions, name)
+    key, (_, sessions) = jax.random.key(1), drawn(LONGER, 0)
+    task = epochs.task_of(CONFIG, sessions, name)
     params = nn.unbox(task.init(jax.random.key(0)))
     found, _ = task.loss(params, {"rows": jnp.array([3, 0])}, key)
-    start, stop = sessions.trained(config.window)
+    start, stop = sessions.trained(CONFIG.window)
     places = [np.arange(start[row], stop[row]) for row in (3, 0)]
     right = np.concatenate([sessions.items[own + 1] for own in places])
-    history = np.stack([np.pad(sessions.items[own], (0, config.window - len(own))) for own in places])
+    history = np.stack([np.pad(sessions.items[own], (0, CONFIG.window - len(own))) for own in places])
     # the same random numbers, so that the same is dropped
-    model = speed._model(config, name)
-    mask = items_mask(model, jnp.array([len(own) for own in places]), config.window)
+    model = epochs.model_of(CONFIG, name)
+    mask = items_mask(model, jnp.array([len(own) for own in places]), CONFIG.window)
     h, W = hidden_states(model, params, jnp.asarray(history), mask=mask, rngs={"dropout": key})
     others = np.asarray(jax.random.randint(key, history.shape, 0, len(W)))
     states, other = (np.concatenate([x[i, : len(own)] for i, own in enumerate(places)]) for x in (h, others))
@@ -81,6 +102,42 @@ def test_an_epoch_has_the_model_and_the_loss_of_its_name(name):
         expected = optax.softmax_cross_entropy_with_integer_labels(scores, right).mean()
     else:
         expected = np.mean(np.logaddexp(0, -scores[at, right]) + np.logaddexp(0, scores[at, other]))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_epoch_of_bert4rec_asks_for_what_it_hides():
+    """On the histories without the two items that are kept, and at the hidden places alone."""
+    key, (_, sessions) = jax.random.key(1), drawn(LONGER, 0)
+    config = replace(CONFIG, hidden=0.6)
+    task = epochs.task_of(config, sessions, speed.BERT4REC)
+    params = nn.unbox(task.init(jax.random.key(0)))
+    found, _ = task.loss(params, {"rows": jnp.array([3, 0])}, key)
+    start, stop = sessions.kept(2, CONFIG.window)
+    own = [sessions.items[start[row] : stop[row]] for row in (3, 0)]
+    lengths = jnp.array([len(items) for items in own])
+    history = np.stack([np.pad(items, (0, CONFIG.window - len(items))) for items in own])
+    hidden = np.asarray(cloze_places(key, lengths, CONFIG.window, 0.6))
+    assert 0 < hidden.sum() < lengths.sum()
+    model, real = epochs.model_of(config, speed.BERT4REC), np.arange(CONFIG.window) < np.asarray(lengths)[:, None]
+    seen = np.where(hidden, CONFIG.sessions.items, history)
+    h, W = hidden_states(model, params, jnp.asarray(seen), mask=jnp.asarray(real), rngs={"dropout": key})
+    scores = np.asarray(h)[hidden] @ np.asarray(W).T
+    expected = optax.softmax_cross_entropy_with_integer_labels(scores, history[hidden]).mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_epoch_of_sigma_asks_for_what_follows_each_prefix():
+    key, (_, sessions) = jax.random.key(1), drawn(LONGER, 0)
+    task = epochs.task_of(CONFIG, sessions, speed.OF_PREFIXES)
+    params, rows = nn.unbox(task.init(jax.random.key(0))), np.array([5, 0])
+    found, _ = task.loss(params, {"rows": jnp.asarray(rows)}, key)
+    start, stop = (places[rows] for places in sessions.prefixes(CONFIG.window))
+    history = [np.pad(sessions.items[a:b], (0, CONFIG.window - (b - a))) for a, b in zip(start, stop, strict=True)]
+    model = epochs.model_of(CONFIG, speed.OF_PREFIXES)
+    scores = model.apply(params, jnp.asarray(history), jnp.asarray(stop - start), rngs={"dropout": key})
+    expected = optax.softmax_cross_entropy_with_integer_labels(scores, sessions.items[stop]).mean()
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 

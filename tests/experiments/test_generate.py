@@ -27,14 +27,6 @@ SMALL = LanguageModel(256, positions="none", num_layers=1, width=8, num_heads=2,
 PROMPT = "def f("
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly():
-    """Most of the time is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder with one training of a few updates, and its outcome."""

@@ -6,6 +6,7 @@ first set of parameters, and the smallest preset of every result by itself. `mak
 """
 
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -55,7 +56,13 @@ def _is(item: pytest.Item, marker: str) -> bool:
 
 
 def _within(item: pytest.Item, places: list[Path]) -> bool:
-    return any(place in (item.path, *item.path.parents) for place in places)
+    return _is_within(item.path, tuple(places))
+
+
+@cache
+def _is_within(path: Path, places: tuple[Path, ...]) -> bool:
+    """Asked of every test, and slow."""
+    return any(path.is_relative_to(place) for place in places)
 
 
 @pytest.fixture(autouse=True)

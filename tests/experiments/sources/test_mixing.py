@@ -7,8 +7,8 @@ import pytest
 
 from experiments.sources.mixing import erased, mixed
 
-BATCH = jnp.arange(5 * 24 * 32 * 3, dtype=jnp.float32).reshape(5, 24, 32, 3) + 10
-TARGETS = jnp.eye(5)
+BATCH = jnp.asarray(np.arange(5 * 24 * 32 * 3, dtype=np.float32).reshape(5, 24, 32, 3) + 10)
+TARGETS = jnp.asarray(np.eye(5, dtype=np.float32))
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ class DiffusionTransformer(nn.Module):
         >>> mixer = partial(LightNetAttention, num_heads=2, causal=False)
         >>> model = DiffusionTransformer(mixer, num_layers=1, width=8, patch=(2, 2), num_classes=3)
         >>> x, time, label = jnp.ones((5, 4, 6, 1)), jnp.arange(5), jnp.array([0, 1, 2, 3, 3])
-        >>> noise, variables = model.init_with_output(jax.random.key(0), x, time, label)
+        >>> noise, variables = jax.jit(model.init_with_output)(jax.random.key(0), x, time, label)
         >>> noise.shape, float(abs(noise).max())
         ((5, 4, 6, 1), 0.0)
     """

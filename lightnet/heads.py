@@ -96,7 +96,7 @@ class Classifier(nn.Module):
         >>> from lightnet.mixers import LightNetAttention
         >>> mixer = partial(LightNetAttention, num_heads=2, causal=False)
         >>> model = Classifier(Backbone(mixer=mixer, num_layers=1, width=8), num_classes=3, patch=(2, 2))
-        >>> logits, variables = model.init_with_output(jax.random.key(0), jnp.ones((5, 4, 6, 1)))
+        >>> logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), jnp.ones((5, 4, 6, 1)))
         >>> logits.shape
         (5, 3)
     """
@@ -160,7 +160,7 @@ class MaskedLM(nn.Module):
         >>> from lightnet.mixers import LightNetAttention
         >>> mixer = partial(LightNetAttention, num_heads=2, causal=False)
         >>> model = MaskedLM(Backbone(mixer=mixer, num_layers=1, width=8), vocab_size=5)
-        >>> logits, variables = model.init_with_output(jax.random.key(0), jnp.array([[1, 5, 2]]))
+        >>> logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), jnp.array([[1, 5, 2]]))
         >>> logits.shape
         (1, 3, 5)
     """

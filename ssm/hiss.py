@@ -94,7 +94,7 @@ class HiSS(nn.Module):
         >>> y.shape
         (1, 3, 2)
         >>> state = model.apply(variables, 1, method="init_state")
-        >>> held, state = model.apply(variables, x[:, 0], state, method="step")
+        >>> held, state = jax.jit(partial(model.apply, method="step"))(variables, x[:, 0], state)
         >>> held.shape, int(state.samples)
         ((1, 2), 1)
     """

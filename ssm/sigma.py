@@ -193,7 +193,7 @@ class GatedMamba(nn.Module):
 
     Example:
         >>> block = GatedMamba(width=4, state_size=2)
-        >>> z, _ = block.init_with_output(jax.random.key(0), jnp.ones((2, 7, 4)), jnp.array([3, 7]))
+        >>> z, _ = jax.jit(block.init_with_output)(jax.random.key(0), jnp.ones((2, 7, 4)), jnp.array([3, 7]))
         >>> z.shape
         (2, 7, 4)
     """
@@ -272,7 +272,7 @@ class SIGMALayer(nn.Module):
     Example:
         >>> from functools import partial
         >>> layer = SIGMALayer(partial(GatedMamba, width=4, state_size=2))
-        >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 7, 4)), jnp.array([3, 7]))[0].shape
+        >>> jax.jit(layer.init_with_output)(jax.random.key(0), jnp.ones((2, 7, 4)), jnp.array([3, 7]))[0].shape
         (2, 7, 4)
     """
 
@@ -310,7 +310,7 @@ class SIGMA(nn.Module):
     Example:
         >>> model = SIGMA(num_items=9, width=4, state_size=2)
         >>> items, lengths = jnp.array([[1, 2, 3, 0], [8, 7, 6, 5]]), jnp.array([3, 4])
-        >>> scores, _ = model.init_with_output(jax.random.key(0), items, lengths)
+        >>> scores, _ = jax.jit(model.init_with_output)(jax.random.key(0), items, lengths)
         >>> scores.shape
         (2, 9)
     """

@@ -86,7 +86,7 @@ def attention_recommender(size: Size, window: int, *, causal: bool) -> MaskedLM:
 
     Example:
         >>> model = attention_recommender(Size(9, 4, 1), 5, causal=True)
-        >>> model.init_with_output(jax.random.key(0), jnp.array([[1, 2, 9]]))[0].shape
+        >>> jax.jit(model.init_with_output)(jax.random.key(0), jnp.array([[1, 2, 9]]))[0].shape
         (1, 3, 9)
     """
     mixer = partial(SoftmaxAttention, num_heads=size.heads, causal=causal)
@@ -104,7 +104,7 @@ def recurrent_recommender(size: Size) -> MaskedLM:
 
     Example:
         >>> model = recurrent_recommender(Size(9, 4, 1))
-        >>> model.init_with_output(jax.random.key(0), jnp.array([[1, 2, 8]]))[0].shape
+        >>> jax.jit(model.init_with_output)(jax.random.key(0), jnp.array([[1, 2, 8]]))[0].shape
         (1, 3, 9)
     """
     return _model(size, GRU, None)
@@ -150,7 +150,7 @@ def hidden_states(model: MaskedLM, params: Any, items: jax.Array, **options: Any
 
     Example:
         >>> model = attention_recommender(Size(9, 4, 1), 5, causal=True)
-        >>> params = model.init(jax.random.key(0), items := jnp.array([[1, 2, 8]]))
+        >>> params = jax.jit(model.init)(jax.random.key(0), items := jnp.array([[1, 2, 8]]))
         >>> h, W = hidden_states(model, nn.unbox(params), items)
         >>> bool(jnp.allclose(h @ W.T, model.apply(params, items), atol=1e-6))
         True
@@ -177,7 +177,7 @@ def attention_weights(model: MaskedLM, params: Any, items: jax.Array) -> jax.Arr
 
     Example:
         >>> model = attention_recommender(Size(9, 4, 2), 5, causal=True)
-        >>> params = model.init(jax.random.key(0), jnp.array([[1, 2, 3]]))
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.array([[1, 2, 3]]))
         >>> maps = attention_weights(model, params, jnp.array([[1, 2, 3]]))
         >>> maps.shape, bool(jnp.allclose(maps.sum(-1), 1)), float(maps[0, 0, 0, 0, 2])
         ((2, 1, 2, 3, 3), True, 0.0)

@@ -106,7 +106,7 @@ class Flat(nn.Module):
         >>> import jax
         >>> import jax.numpy as jnp
         >>> model = Flat(level("lstm", LevelSize()), level("lstm", LevelSize()), 2, 10, offset=9)
-        >>> model.init_with_output(jax.random.key(0), jnp.ones((1, 20, 3)))[0].shape
+        >>> jax.jit(model.init_with_output)(jax.random.key(0), jnp.ones((1, 20, 3)))[0].shape
         (1, 2, 2)
     """
 

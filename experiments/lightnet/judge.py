@@ -27,7 +27,7 @@ class FeatureNetwork(nn.Module):
 
     Example:
         >>> network = FeatureNetwork(num_classes=3)
-        >>> (features, logits), _ = network.init_with_output(jax.random.key(0), jnp.ones((5, 8, 8, 1)))
+        >>> (features, logits), _ = jax.jit(network.init_with_output)(jax.random.key(0), jnp.ones((5, 8, 8, 1)))
         >>> features.shape, logits.shape
         ((5, 32), (5, 3))
     """

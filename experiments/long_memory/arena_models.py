@@ -41,7 +41,7 @@ class SequenceClassifier(nn.Module):
         >>> from ssm.s4d import S4D
         >>> model = SequenceClassifier(Backbone(S4D, num_layers=1, width=4), classes=3, vocabulary=9)
         >>> tokens, lengths = jnp.array([[1, 2, 0]]), jnp.array([[2]])
-        >>> logits, _ = model.init_with_output(jax.random.key(0), tokens, lengths)
+        >>> logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), tokens, lengths)
         >>> logits.shape
         (1, 3)
     """

@@ -33,7 +33,7 @@ class BothWays(Mixer):
         >>> import jax
         >>> from ssm.s4d import S4D
         >>> mixer = BothWays(S4D, width=4)
-        >>> variables = mixer.init(jax.random.key(0), x := jnp.ones((1, 3, 4)))
+        >>> variables = jax.jit(mixer.init)(jax.random.key(0), x := jnp.ones((1, 3, 4)))
         >>> y, _ = mixer.apply(variables, x)
         >>> further, _ = mixer.apply(variables, x.at[:, 2].set(2.0))
         >>> bool((y[:, 0] == further[:, 0]).all())

@@ -24,7 +24,7 @@ class WindowedAttention(Mixer):
 
     Example:
         >>> attention = WindowedAttention(width=4, num_heads=1, window=2)
-        >>> attention.init_with_output(jax.random.key(0), jnp.ones((1, 5, 4)))[0][0].shape
+        >>> jax.jit(attention.init_with_output)(jax.random.key(0), jnp.ones((1, 5, 4)))[0][0].shape
         (1, 5, 4)
     """
 

@@ -94,7 +94,7 @@ class CausalLM(nn.Module):
         >>> mixer = partial(SoftmaxAttention, num_heads=2, max_length=16)
         >>> model = CausalLM(Backbone(mixer=mixer, num_layers=1, width=8), vocab_size=5, max_length=16)
         >>> tokens = jnp.array([[1, 2, 3]])
-        >>> variables = model.init(jax.random.key(0), tokens)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
         >>> model.apply(variables, tokens).shape
         (1, 3, 5)
         >>> logits, state = model.apply(variables, tokens, method="extend")
@@ -190,7 +190,7 @@ class CausalLM(nn.Module):
             >>> from functools import partial
             >>> from lightnet.mixers import LightNetAttention
             >>> model = CausalLM(Backbone(partial(LightNetAttention, num_heads=2), num_layers=1, width=8), vocab_size=5)
-            >>> variables = model.init(jax.random.key(0), tokens := jnp.array([[1, 2, 3]]))
+            >>> variables = jax.jit(model.init)(jax.random.key(0), tokens := jnp.array([[1, 2, 3]]))
             >>> h, W = model.apply(variables, tokens, method="logit_factors")
             >>> h.shape, W.shape
             ((1, 3, 8), (5, 8))

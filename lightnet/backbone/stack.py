@@ -157,7 +157,7 @@ class Backbone(nn.Module):
         >>> from lightnet.mixers import SoftmaxAttention
         >>> backbone = Backbone(mixer=partial(SoftmaxAttention, num_heads=2), num_layers=2, width=8)
         >>> x = jnp.ones((1, 5, 8))
-        >>> (y, state), variables = backbone.init_with_output(jax.random.key(0), x)
+        >>> (y, state), variables = jax.jit(backbone.init_with_output)(jax.random.key(0), x)
         >>> y.shape
         (1, 5, 8)
     """

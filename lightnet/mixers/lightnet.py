@@ -97,7 +97,7 @@ class LightNetAttention(GatedMixer):
         >>> from lightnet.positions import MDLRPE
         >>> x = jnp.ones((1, 6, 8))
         >>> mixer = LightNetAttention(width=8, num_heads=2, relative=MDLRPE)
-        >>> (y, state), variables = mixer.init_with_output(jax.random.key(0), x)
+        >>> (y, state), variables = jax.jit(mixer.init_with_output)(jax.random.key(0), x)
         >>> y.shape, state.position.tolist()
         ((1, 6, 8), [6])
         >>> on_image = mixer.clone(causal=False, relative=partial(MDLRPE, axes=2), grid=(2, 3))

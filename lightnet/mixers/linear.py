@@ -22,7 +22,7 @@ class LinearAttention(GatedMixer):
     Example:
         >>> import jax
         >>> mixer = LinearAttention(width=4, num_heads=2)
-        >>> (y, state), variables = mixer.init_with_output(jax.random.key(0), jnp.ones((1, 3, 4)))
+        >>> (y, state), variables = jax.jit(mixer.init_with_output)(jax.random.key(0), jnp.ones((1, 3, 4)))
         >>> y.shape, state.matrix.shape
         ((1, 3, 4), (1, 2, 2, 2))
     """

@@ -71,7 +71,7 @@ class MultiplicativeDecay(GatedMixer):
     Example:
         >>> import jax
         >>> mixer = MultiplicativeDecay(width=4, num_heads=2, num_scans=4, grid=(2, 3))
-        >>> (y, state), variables = mixer.init_with_output(jax.random.key(0), jnp.ones((1, 6, 4)))
+        >>> (y, state), variables = jax.jit(mixer.init_with_output)(jax.random.key(0), jnp.ones((1, 6, 4)))
         >>> y.shape, state
         ((1, 6, 4), None)
     """

@@ -119,7 +119,7 @@ class GatedOutput(nn.Module):
     Example:
         >>> output = GatedOutput(width=6, rank=2)
         >>> o, x = jnp.ones((1, 5, 3, 2)), jnp.ones((1, 5, 6))
-        >>> y, variables = output.init_with_output(jax.random.key(0), o, x)
+        >>> y, variables = jax.jit(output.init_with_output)(jax.random.key(0), o, x)
         >>> y.shape
         (1, 5, 6)
     """

@@ -47,7 +47,7 @@ class SoftmaxAttention(Mixer):
     Example:
         >>> attention = SoftmaxAttention(width=4, num_heads=2)
         >>> x = jnp.ones((1, 3, 4))
-        >>> (y, state), variables = attention.init_with_output(jax.random.key(0), x)
+        >>> (y, state), variables = jax.jit(attention.init_with_output)(jax.random.key(0), x)
         >>> y.shape, state
         ((1, 3, 4), None)
     """

@@ -24,7 +24,7 @@ class LearnedAbsolute(AddedPositions):
     Example:
         >>> import jax
         >>> positions = LearnedAbsolute(width=4, length=16)
-        >>> (y, state), variables = positions.init_with_output(jax.random.key(0), jnp.zeros((1, 3, 4)))
+        >>> (y, state), variables = jax.jit(positions.init_with_output)(jax.random.key(0), jnp.zeros((1, 3, 4)))
         >>> y.shape, state.tolist()
         ((1, 3, 4), [3])
     """

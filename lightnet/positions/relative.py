@@ -87,7 +87,7 @@ class MDLRPE(RelativePositions):
         >>> encoding = MDLRPE(head_size=5, axes=2)
         >>> q = logits = v = jnp.ones((1, 7, 1, 5))
         >>> coordinates = grid_coordinates((2, 3), num_extra=1)[None]
-        >>> factor, variables = encoding.init_with_output(jax.random.key(0), coordinates)
+        >>> factor, variables = jax.jit(encoding.init_with_output)(jax.random.key(0), coordinates)
         >>> additive_global(encoding.queries(q, factor), logits, v, key_factor=factor).shape
         (1, 7, 1, 5)
     """

@@ -69,7 +69,7 @@ class SeqPE(AddedPositions):
         >>> from functools import partial
         >>> from lightnet.mixers import SoftmaxAttention
         >>> positions = SeqPE(width=4, mixer=partial(SoftmaxAttention, num_heads=2), grid=(2, 3), num_digits=1)
-        >>> (y, _), variables = positions.init_with_output(jax.random.key(0), jnp.zeros((1, 6, 4)))
+        >>> (y, _), variables = jax.jit(positions.init_with_output)(jax.random.key(0), jnp.zeros((1, 6, 4)))
         >>> y.shape
         (1, 6, 4)
         >>> positions.apply(variables, jnp.array([[0, 9]]), method="embed").shape
@@ -306,8 +306,9 @@ def auxiliary_losses(
 
     Example:
         >>> table = jax.random.normal(jax.random.key(0), (8, 4))
-        >>> losses = auxiliary_losses(lambda at: table[at[..., 0]], jax.random.key(1), (3,), (8,), num_candidates=4)
-        >>> [loss.shape for loss in losses]
+        >>> def losses(key):
+        ...     return auxiliary_losses(lambda at: table[at[..., 0]], key, (3,), (8,), num_candidates=4)
+        >>> [loss.shape for loss in jax.jit(losses)(jax.random.key(1))]
         [(), ()]
     """
     for_pivots, for_blocks = jax.random.split(key)

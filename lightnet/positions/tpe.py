@@ -124,7 +124,7 @@ class MDTPE(InputPositions):
     Example:
         >>> import jax
         >>> positions = MDTPE(width=4, grid=(2, 3), num_extra=1)
-        >>> (y, _), variables = positions.init_with_output(jax.random.key(0), jnp.ones((1, 7, 4)))
+        >>> (y, _), variables = jax.jit(positions.init_with_output)(jax.random.key(0), jnp.ones((1, 7, 4)))
         >>> y.shape, bool((y[0, 0] == 1).all())
         ((1, 7, 4), True)
     """

@@ -60,7 +60,7 @@ def load_pretrained(path: str | Path, *, dtype: Any = None) -> tuple[CausalLM, d
         >>> import jax, tempfile
         >>> import jax.numpy as jnp
         >>> model = lightnet_lm(Architecture(vocab_size=7, width=8, num_layers=1, num_heads=2, hidden=16, gate_rank=4))
-        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_pretrained(folder, model, variables)
         ...     loaded, parameters = load_pretrained(folder)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="SASRec (arXiv 1808.09781) and BERT4Rec (arXiv 1904.06690)",
     source="abstracts, and BERT4Rec's ablation of the Cloze (from memory)",
-    minutes={"smoke": 0.1, "cpu": 18},
+    minutes={"smoke": 0.1, "cpu": 12},
 )
 GRU, SASREC, CAUSAL_CLOZE = "GRU", "SASRec", "causal, Cloze"
 BOTH_WAYS, BERT4REC = "both ways, next item", "BERT4Rec"

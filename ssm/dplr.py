@@ -9,7 +9,8 @@ dissipative, and no power of its bilinear transition is larger than 1 in norm.
 One model, four forms: the recurrence (`advance`, `read`), the kernel from powers (`kernel_by_powers`), the kernel from
 its generating function at the roots of unity (`dplr_kernel`), and the convolution with it (`causal_convolution`). The
 last two need the readout of the truncated function, which depends on the length: `truncated_readout` makes it from C
-for the length at hand, and `untruncated_readout` takes a readout learned for one length back to C.
+for the length at hand, and `untruncated_readout` takes a readout learned for one length back to C. The last two forms
+transform by `jnp.fft`, and on TPUs by products of matrices (`ssm.fourier`).
 """
 
 import math
@@ -22,10 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from lightnet.scan.dispatch import by_platform
 from lightnet.scan.mesh import lie
 from lightnet.scan.placement import placement, spec, with_letters
 from lightnet.scan.recurrence import Axes, Tokens
 from lightnet.typing import Array
+from ssm import fourier
 
 CHUNK = 32  # tokens whose states are made anew for the gradient
 _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -192,7 +195,8 @@ def truncated_readout(model: DiscreteDPLR, length: int) -> Array:
         return power * w - _einsum("jd,jdn->dn", weights, rights), None
 
     w, _ = jax.lax.scan(block, model.C, None, length=length // size)
-    w, _ = jax.lax.scan(lambda w, _: (advance(backwards, w, idle), None), w, None, length=length % size)
+    if rest := length % size:
+        w, _ = jax.lax.scan(lambda w, _: (advance(backwards, w, idle), None), w, None, length=rest)
     return model.C - w
 
 
@@ -249,18 +253,30 @@ def dplr_kernel(model: DPLR, step: Array, length: int) -> Array:
         [0.8, 0.48, 0.288]
     """
     letters = jax.tree.map(lambda x: "D N", model), "D"
-    return _on_each_device(partial(_kernel, length), letters, "D T", model, step)
+    return _on_each_device(_kernel_by_fft, _kernel_by_products, length, letters, "D T", model, step)
 
 
-def _kernel(length: int, model: DPLR, step: Array) -> Array:
+def _kernel_by_fft(length: int, model: DPLR, step: Array) -> Array:
+    # The kernel is real, so that half of the circle is enough.
+    return jnp.fft.irfft(_generating_function(model, step, length, np.arange(length // 2 + 1)), length)
+
+
+def _kernel_by_products(length: int, model: DPLR, step: Array) -> Array:
+    over = fourier.grid(length)
+    values = _generating_function(model, step, over.length, over.frequencies.ravel())
+    spectrum = jnp.stack([values.real.T, values.imag.T]).reshape(1, 2, *over.frequencies.shape, -1)
+    return fourier.inverse_transform(spectrum, over, length)[0].T
+
+
+def _generating_function(model: DPLR, step: Array, length: int, k: np.ndarray) -> Array:
+    """That of a kernel of this length, at frequencies k (F,) of its transform: (D, F), complex."""
     C = truncated_readout(bilinear_dplr(model, step), length)
-    # The kernel is real, so that half of the circle is enough. In double precision: the angles are constants.
-    phi = np.pi / length * np.arange(length // 2 + 1)
+    phi = np.pi / length * k  # in double precision: the angles are constants
     sin, cos, turn = (jnp.asarray(f, model.B.dtype)[None] for f in (np.sin(phi), np.cos(phi), np.exp(1j * phi)))
     half = step[:, None] / 2
     products = (C.conj() * model.B, C.conj() * model.P, model.P.conj() * model.B, model.P.conj() * model.P)
     CB, CP, PB, PP = _cauchy_sums(jnp.stack(products), half * model.Lambda, sin, cos)
-    return jnp.fft.irfft(half * turn * (CB - half * cos * CP * PB / (1 + half * cos * PP)), length)
+    return half * turn * (CB - half * cos * CP * PB / (1 + half * cos * PP))
 
 
 def _cauchy_sums(products: Array, zeta: Array, sin: Array, cos: Array) -> Array:
@@ -278,7 +294,7 @@ def _cauchy_sums(products: Array, zeta: Array, sin: Array, cos: Array) -> Array:
 
 
 def causal_convolution(u: Array, kernel: Array) -> Array:
-    """y[t] = sum of kernel[s] u[t - s] over s <= t, by a Fourier transform of length 2 L, so that nothing wraps around.
+    """y[t] = sum of kernel[s] u[t - s] over s <= t, by Fourier transforms of 2 L or more, so that nothing wraps around.
 
     Args:
         u: (B, L, D).
@@ -291,11 +307,17 @@ def causal_convolution(u: Array, kernel: Array) -> Array:
         >>> causal_convolution(jnp.array([[[1.0], [2.0]]]), jnp.array([[1.0, 0.5]])).round(4).ravel().tolist()
         [1.0, 2.5]
     """
-    return _on_each_device(_convolution, ("B T D", "D T"), "B T D", u, kernel)
-
-
-def _convolution(u: Array, kernel: Array) -> Array:
     length = u.shape[1]
+    return _on_each_device(_convolution_by_fft, _convolution_by_products, length, ("B T D", "D T"), "B T D", u, kernel)
+
+
+def _convolution_by_products(length: int, u: Array, kernel: Array) -> Array:
+    over = fourier.grid(2 * length)
+    spectra = fourier.transform(u, over), fourier.transform(kernel.T[None], over)
+    return fourier.inverse_transform(fourier.multiplied(*spectra), over, length)
+
+
+def _convolution_by_fft(length: int, u: Array, kernel: Array) -> Array:
     spectrum = jnp.fft.rfft(u, 2 * length, axis=1) * jnp.fft.rfft(kernel, 2 * length).T[None]
     return jnp.fft.irfft(spectrum, 2 * length, axis=1)[:, :length]
 
@@ -350,11 +372,21 @@ def kernel_by_powers(transition: Array, b: Array, C: Array, length: int) -> Arra
     return jnp.moveaxis(jax.lax.scan(power, b, None, length=length)[1], 0, -1)
 
 
-def _on_each_device(f: Callable[..., Array], letters: tuple, output: str, *arrays: Any) -> Array:
-    """f of the arrays where no mesh is set; else each device for its part, as XLA would gather what it transforms.
+def _on_each_device(
+    by_fft: Callable[..., Array],
+    by_products: Callable[..., Array],
+    length: int,
+    letters: tuple,
+    output: str,
+    *arrays: Any,
+) -> Array:
+    """One of two forms, by products of matrices on TPUs, of the arrays where no mesh is set; else each device does its
+    part, as XLA would gather what it transforms.
 
     Args:
-        f: arrays -> array.
+        by_fft: length and arrays -> array.
+        by_products: the same with Fourier transforms from `ssm.fourier`.
+        length: L.
         letters: of the axes of the arrays; T is never split.
         output: letters of the axes of the result.
         *arrays: pytrees of whole arrays.
@@ -362,14 +394,16 @@ def _on_each_device(f: Callable[..., Array], letters: tuple, output: str, *array
     Returns:
         The whole result.
     """
+    forms = partial(by_fft, length), partial(by_products, length)
     placed = placement(Axes(letters, None, output), arrays)
     if placed is None:
-        return f(*arrays)
+        return by_platform(*arrays, default=forms[0], tpu=forms[1])
     inputs = with_letters(lambda x, names: spec(x.shape, names, placed), letters, arrays)
     outputs = PartitionSpec(*(placed.names.get(letter) or None for letter in output.split()))
-    split = jax.shard_map(f, in_specs=inputs, out_specs=outputs, axis_names=placed.manual, check_vma=False)
+    split = partial(jax.shard_map, in_specs=inputs, out_specs=outputs, axis_names=placed.manual, check_vma=False)
     # Outside of `jit`, `shard_map` cannot leave axes to the compiler.
-    return (jax.jit(split) if placed.automatic else split)(*jax.tree.map(lie, arrays, inputs))
+    default, tpu = (jax.jit(split(form)) if placed.automatic else split(form) for form in forms)
+    return by_platform(*jax.tree.map(lie, arrays, inputs), default=default, tpu=tpu)
 
 
 def _like(model: DiscreteDPLR, h: Array) -> DiscreteDPLR:

@@ -11,6 +11,7 @@ A complex parameter is stored as two reals on a last axis: optimisers and checkp
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -71,6 +72,7 @@ def legs_normal_part(states: int) -> tuple[np.ndarray, np.ndarray]:
     return hippo_legs(states)[0] + np.outer(p, p), p
 
 
+@cache
 def legs_dplr(states: int) -> DiagonalPlusLowRank:
     """HiPPO-LegS in the eigenbasis V of its normal part: A = V (Lambda - P P*) V* with P = V* p (arXiv 2111.00396, 3).
 
@@ -82,7 +84,7 @@ def legs_dplr(states: int) -> DiagonalPlusLowRank:
         states: N.
 
     Returns:
-        Lambda, P and B (N,) and V (N, N), complex128.
+        Lambda, P and B (N,) and V (N, N), complex128, which cannot be written to: every layer asks for the same.
 
     Example:
         >>> Lambda, P, B, V = legs_dplr(4)
@@ -94,7 +96,10 @@ def legs_dplr(states: int) -> DiagonalPlusLowRank:
     frequencies, V = np.linalg.eigh(-1j * (S - np.diag(np.diag(S))))
     V = V * np.exp(1j * np.angle(V.conj().T @ p))
     Lambda = np.mean(np.diag(S)) + 1j * frequencies
-    return DiagonalPlusLowRank(Lambda, V.conj().T @ p, V.conj().T @ hippo_legs(states)[1], V)
+    found = DiagonalPlusLowRank(Lambda, V.conj().T @ p, V.conj().T @ hippo_legs(states)[1], V)
+    for array in found:
+        array.flags.writeable = False
+    return found
 
 
 def legs_pairs(state_size: int) -> DiagonalPlusLowRank:

@@ -120,15 +120,37 @@ def dispatch(
         platform: _split(recurrence, _in_dtypes_of(xla, partial(kernel, **options)), every, options)
         for platform, kernel in able.items()
     }
-    if implementation is None and _ONLY_PLATFORM.value is not None:
-        return branches.get(_ONLY_PLATFORM.value, default)(*given)
+    if implementation is None:
+        return by_platform(*given, default=default, **branches)
     try:
-        return jax.lax.platform_dependent(*given, default=default if implementation is None else None, **branches)
+        return jax.lax.platform_dependent(*given, default=None, **branches)
     except NotImplementedError as error:  # under `jit` it is raised where the program is lowered
         raise ValueError(
             f"implementation: got 'pallas', expected another where {recurrence.name} has no kernel: "
             f"it has them for {', '.join(able)}"
         ) from error
+
+
+def by_platform(*arguments: Any, default: Callable[..., Any], **branches: Callable[..., Any]) -> Any:
+    """The function of the platform that is lowered for, of the arguments; within `lowered_for`, of that platform.
+
+    Args:
+        *arguments: pytrees of arrays.
+        default: where there is no branch.
+        **branches: by names of PLATFORMS; their results are alike in shape and dtype.
+
+    Returns:
+        What the function returns.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> with lowered_for("tpu"):
+        ...     by_platform(jnp.ones(1), default=jnp.negative, tpu=jnp.exp2).tolist()
+        [2.0]
+    """
+    if _ONLY_PLATFORM.value is not None:
+        return branches.get(_ONLY_PLATFORM.value, default)(*arguments)
+    return jax.lax.platform_dependent(*arguments, default=default, **branches)
 
 
 def choices(recurrence: Recurrence, call: Call | None = None) -> dict[str, tuple[str, str]]:

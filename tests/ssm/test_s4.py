@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.training.optimizer import parameter_labels
+from lightnet.scan.dispatch import lowered_for
 from lightnet.scan.recurrence import Tokens
 from ssm.dplr import (
     DPLR,
@@ -71,9 +72,10 @@ def test_in_the_basis_of_its_normal_part_legs_is_the_same_system():
 
 
 # One, odd, even (where the generating function is asked for at -1), and longer than the memory of some channels.
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("length", [10, *map(SLOW, (1, 2, 9, 64))])
-def test_the_kernel_from_the_generating_function_is_that_of_powers(length):
-    with jax.enable_x64(True):
+def test_the_kernel_from_the_generating_function_is_that_of_powers(length, platform):
+    with jax.enable_x64(True), lowered_for(platform):
         for model, step in (legs_model(16), random_model()):
             expected = np.asarray(powers(model, step, length))
             found = jax.jit(dplr_kernel, static_argnums=2)(model, step, length)
@@ -81,9 +83,11 @@ def test_the_kernel_from_the_generating_function_is_that_of_powers(length):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("length", [1, 65, 256])
-def test_the_kernel_in_float32(length):
-    found = jax.jit(dplr_kernel, static_argnums=2)(*legs_model(64, np.float32), length)
+def test_the_kernel_in_float32(length, platform):
+    with lowered_for(platform):
+        found = jax.jit(dplr_kernel, static_argnums=2)(*legs_model(64, np.float32), length)
     with jax.enable_x64(True):
         expected = np.asarray(jax.jit(powers, static_argnums=2)(*legs_model(64), length))
     assert found.dtype == jnp.float32
@@ -91,15 +95,17 @@ def test_the_kernel_in_float32(length):
 
 
 @pytest.mark.slow
-def test_gradients_of_the_kernel_are_those_of_powers_in_float32_too():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_gradients_of_the_kernel_are_those_of_powers_in_float32_too(platform):
     """Also at the root of unity -1, which even lengths have."""
     length = 4
 
     def gradient(kernel, model, step):
         return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(kernel(*a, length))), argnums=(0, 1)))(model, step)
 
-    rough = gradient(dplr_kernel, *legs_model(8, np.float32))
-    with jax.enable_x64(True):
+    with lowered_for(platform):
+        rough = gradient(dplr_kernel, *legs_model(8, np.float32))
+    with jax.enable_x64(True), lowered_for(platform):
         exact = gradient(powers, *legs_model(8))
         found = gradient(dplr_kernel, *legs_model(8))
     for leaf, narrow, expected in zip(*map(jax.tree.leaves, (found, rough, exact)), strict=True):

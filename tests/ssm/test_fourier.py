@@ -11,6 +11,20 @@ from ssm.dplr import causal_convolution
 from ssm.fourier import Grid, grid, inverse_transform, transform
 
 
+@pytest.mark.parametrize("length", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 64, 211))])
+def test_convolutions_for_tpus_are_by_products_and_equal_to_the_definition(length):
+    random = np.random.default_rng(0)
+    u, kernel = random.standard_normal((2, length, 3)), random.standard_normal((3, length))
+    expected = np.zeros(u.shape)
+    for t in range(length):
+        expected[:, t] = np.einsum("bsd,ds->bd", u[:, : t + 1], kernel[:, t::-1])
+    for platform, transforms in (("tpu", False), ("cpu", True)):
+        with jax.enable_x64(True), lowered_for(platform):
+            convolved = jax.jit(causal_convolution)
+            np.testing.assert_allclose(convolved(u, kernel), expected, rtol=0, atol=1e-12)
+            assert ("fft" in str(jax.make_jaxpr(convolved)(u, kernel))) == transforms
+
+
 def test_grids_are_long_enough_and_nearly_square():
     for length in (*range(1, 300), 4000, 2**20 - 1):
         over = grid(length)
@@ -30,20 +44,6 @@ def test_the_spectrum_is_that_of_numpy_and_comes_back(length, over):
         np.testing.assert_allclose(found[:, 0] + 1j * found[:, 1], expected, rtol=0, atol=1e-12)
         back = jax.jit(inverse_transform, static_argnums=(1, 2))(found, over, length)
         np.testing.assert_allclose(back, x, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("length", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 64, 211))])
-def test_convolutions_for_tpus_are_by_products_and_equal_to_the_definition(length):
-    random = np.random.default_rng(0)
-    u, kernel = random.standard_normal((2, length, 3)), random.standard_normal((3, length))
-    expected = np.zeros(u.shape)
-    for t in range(length):
-        expected[:, t] = np.einsum("bsd,ds->bd", u[:, : t + 1], kernel[:, t::-1])
-    for platform, transforms in (("tpu", False), ("cpu", True)):
-        with jax.enable_x64(True), lowered_for(platform):
-            convolved = jax.jit(causal_convolution)
-            np.testing.assert_allclose(convolved(u, kernel), expected, rtol=0, atol=1e-12)
-            assert ("fft" in str(jax.make_jaxpr(convolved)(u, kernel))) == transforms
 
 
 def test_in_float32_the_error_is_that_of_rounding():

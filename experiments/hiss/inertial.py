@@ -119,8 +119,6 @@ def total_capture(folder: Path) -> list[Recording]:
 
 
 def _ronin_recording(place: Path) -> Recording:
-    from scipy.spatial.transform import Rotation
-
     path, info = place / "data.hdf5", _ronin_info(place / "info.json")
     names = ("synced/time", "synced/gyro_uncalib", "synced/acce", "pose/tango_pos", "pose/tango_ori")
     time, gyro, acceleration, position, tango = read_hdf5(path, names)
@@ -130,8 +128,8 @@ def _ronin_recording(place: Path) -> Recording:
     gyro = gyro - np.array(info["imu_init_gyro_bias"])
     acceleration = np.array(info["imu_acce_scale"]) * (acceleration - np.array(info["imu_acce_bias"]))
     turned = _ronin_orientation(path, info, time, gyro)
-    calibration = Rotation.from_quat(info["start_calibration"], scalar_first=True)
-    first = Rotation.from_quat(tango[0], scalar_first=True)
+    calibration = _rotation(place / "info.json", info["start_calibration"])
+    first = _rotation(path, tango[0])
     in_world = first * calibration * turned[0].inv() * turned
     begin = int(info.get("start_frame", 0))
     if not 0 <= begin < len(time):
@@ -160,10 +158,11 @@ def _ronin_info(path: Path) -> dict[str, Any]:
 
 def _are_numbers(value: Any, shape: tuple[int, ...]) -> bool:
     try:
-        numbers = np.asarray(value, float)
-    except (TypeError, ValueError):
+        numbers = np.asarray(value)
+    except ValueError:
         return False
-    return numbers.shape == shape and bool(np.isfinite(numbers).all())
+    # a number in quotes is none: nothing can be subtracted from it
+    return numbers.dtype.kind in "iuf" and numbers.shape == shape and bool(np.isfinite(numbers).all())
 
 
 def _ronin_orientation(path: Path, info: dict[str, Any], time: np.ndarray, gyro: np.ndarray) -> Rotation:
@@ -175,12 +174,22 @@ def _ronin_orientation(path: Path, info: dict[str, Any], time: np.ndarray, gyro:
     if source is not None:
         (quaternions,) = read_hdf5(path, (source,))
         _check_columns(path, {source: (quaternions, 4)})
-        return Rotation.from_quat(quaternions, scalar_first=True)
+        return _rotation(path, quaternions)
     turns = Rotation.from_rotvec(gyro[:-1] * np.diff(time)[:, None])
-    turned = [Rotation.from_quat(phone[0], scalar_first=True)]
+    turned = [_rotation(path, phone[0])]
     for turn in turns:
         turned.append(turned[-1] * turn)
     return Rotation.concatenate(turned)
+
+
+def _rotation(path: Path, quaternions: Any) -> Rotation:
+    """Of quaternions w, x, y, z of a file."""
+    from scipy.spatial.transform import Rotation
+
+    try:
+        return Rotation.from_quat(quaternions, scalar_first=True)
+    except ValueError:
+        raise UserError(f"{path}: got an orientation that is no quaternion") from None
 
 
 def _check_columns(path: Path, arrays: dict[str, tuple[np.ndarray, int]]) -> None:
@@ -191,15 +200,13 @@ def _check_columns(path: Path, arrays: dict[str, tuple[np.ndarray, int]]) -> Non
 
 def _capture_sensors(place: Path) -> Track:
     """Acceleration and two columns of the orientation of every sensor, in the frame of the world, (frames, 117)."""
-    from scipy.spatial.transform import Rotation
-
     path = place / "imu.txt"
     quaternions, accelerations = _capture_frames(path)
     to_world = _capture_calibration(place / "calib_imu_ref.txt")
     columns = []
     accelerated = []
     for i, name in enumerate(CAPTURE_SENSORS):
-        turned = to_world[name] * Rotation.from_quat(quaternions[:, i], scalar_first=True)
+        turned = to_world[name] * _rotation(path, quaternions[:, i])
         accelerated.append(turned.apply(accelerations[:, i]))
         columns.append(turned.as_matrix()[:, :, :2].reshape(len(quaternions), 6))
     values = np.concatenate(accelerated + columns, axis=1)

@@ -201,6 +201,8 @@ XELA = {f"{part}_sensor_values": np.ones((4 - (part == "fingertip"), 2)) for par
         ("ronin", with_text("info.json", "{"), "info.json: no JSON file"),
         ("ronin", with_field("imu_acce_bias", [1, 2]), "info.json: got imu_acce_bias [1, 2], expected 3 numbers"),
         ("ronin", with_field("start_calibration", "x"), "got start_calibration 'x', expected 4 numbers"),
+        ("ronin", with_field("start_calibration", [0, 0, 0, 0]), "info.json: got an orientation that is no quaternion"),
+        ("ronin", with_field("imu_acce_scale", ["1", "1", "1"]), "got imu_acce_scale ['1', '1', '1'], expected 3"),
         ("ronin", with_field("ekf_ori_error", [[1], [2, 3]]), "got ekf_ori_error [[1], [2, 3]], expected a number"),
         ("ronin", with_field("imu_init_gyro_bias", [0, float("nan"), 0]), "got imu_init_gyro_bias [0, nan, 0]"),
         ("ronin", with_field("start_frame", -1), "info.json: got start_frame -1, expected one of"),

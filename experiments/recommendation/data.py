@@ -44,6 +44,11 @@ class Generated:
         for name in ("sharpness", "popularity"):
             require(name, getattr(self, name), 0)
 
+    @property
+    def most(self) -> int:
+        """Items of the longest session that a user has; few users do not get to `longest`."""
+        return min(self.longest, self.shortest + self.users - 1)
+
 
 def recipe(steps: int, batch_size: int) -> TrainConfig:
     """How the models are trained: Adam at a constant rate.

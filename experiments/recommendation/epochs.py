@@ -31,7 +31,7 @@ class Epoch(NamedTuple):
     """Updates of one model.
 
     Attributes:
-        run: does the first `timed` of an epoch, with parameters that go on from call to call.
+        run: does the next `timed` of them, with parameters that go on from call to call.
         timed: how many that are.
         updates: of a whole epoch.
     """

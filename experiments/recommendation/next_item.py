@@ -93,7 +93,7 @@ class Config(results.Config):
         if not {SASREC} <= set(self.models) <= set(MODELS):
             raise ValueError(f"models: got {self.models}, expected {SASREC} and others of {', '.join(MODELS)}")
         require("hidden", self.hidden, 0.01, 0.99)
-        require("reach", self.reach, 2, self.sparse.longest - 1)
+        require("reach", self.reach, 2, min(self.sparse.most, self.dense.most) - 1)
         if self.width % self.heads:
             raise ValueError(f"heads: got {self.heads}, expected a divisor of the width, {self.width}")
 

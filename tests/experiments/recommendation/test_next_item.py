@@ -1,6 +1,7 @@
 """The next item and the Cloze: what the claims compare, and how far back attention is said to reach."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import pytest
 from experiments.baselines.recommenders import attention_weights
 from experiments.recommendation import next_item
 from experiments.recommendation.attention import attention_maps
-from experiments.recommendation.data import drawn
+from experiments.recommendation.data import Generated, drawn
 from experiments.recommendation.next_item import (
     BERT4REC,
     BOTH_WAYS,
@@ -62,6 +63,34 @@ def test_models_are_what_their_names_say(monkeypatch):
         BOTH_WAYS: ("hidden_next", False, (200, 39)),
         BERT4REC: ("cloze", False, (200, 39, 0.25)),
     }
+
+
+def test_maps_are_of_the_models_that_were_trained(monkeypatch):
+    """BERT4Rec's see both ways, and have the hidden item behind the history."""
+
+    def maps(model, params, sessions, reach, *, hidden_id=None):
+        return params, model.backbone.mixer.keywords["causal"], reach, hidden_id
+
+    def trained(config, model, sessions, folder, **_):
+        return None, folder.name, 1.0
+
+    monkeypatch.setattr("experiments.recommendation.attention.attention_maps", maps)
+    monkeypatch.setattr("experiments.recommendation.recommenders.trained_scores", trained)
+    monkeypatch.setattr(next_item, "reference_scores", lambda *_: {})
+    config = replace(next_item.PRESETS["smoke"], models=next_item.MODELS)
+    _, found = next_item._scores(config, "dense", [], np.ones(1), Path())
+    assert found == {SASREC: ("1", True, 2, None), BERT4REC: ("4", False, 2, 12)}
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("change", [{"longest": 8}, {"users": 2}])
+def test_attention_reaches_no_further_than_the_longest_session(density, change):
+    """Sessions of 7 and 8 items: 7 are before the last of the longest."""
+    config = replace(next_item.PRESETS["smoke"], sparse=Generated(4, shortest=7), dense=Generated(4, shortest=7))
+    config = replace(config, **{density: replace(config.sparse, **change)})
+    assert replace(config, reach=7).reach == 7
+    with pytest.raises(ValueError, match="reach: got 8, expected between 2 and 7"):
+        replace(config, reach=8)
 
 
 @pytest.mark.slow

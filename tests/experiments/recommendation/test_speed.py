@@ -1,6 +1,7 @@
 """Seconds per epoch: an epoch has an update for every batch of users, and a ratio is taken within a repetition."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -9,10 +10,12 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.baselines.lstm import GRU
 from experiments.baselines.recommenders import hidden_states, items_mask
 from experiments.recommendation import epochs, speed
 from experiments.recommendation.data import drawn
 from experiments.recommendation.recommenders import cloze_places
+from ssm import SIGMA
 from tests.experiments.result_run import check_run
 
 
@@ -73,6 +76,31 @@ def test_scores_are_timed_per_user_and_epochs_as_often_as_they_have_updates(monk
     tables = speed.run(replace(speed.PRESETS["smoke"], batch=4), tmp_path).tables
     assert tables["scores"]["cpu_ms_per_user"] == [750.0]
     assert tables["epochs"]["cpu_seconds"] == [7.5] and tables["epochs"]["wall_seconds"] == [12.5]
+
+
+def test_models_are_what_their_names_say():
+    config = replace(CONFIG, width=6, layers=3)
+    sigma = epochs.model_of(config, speed.OF_PREFIXES)
+    assert isinstance(sigma, SIGMA) and (sigma.num_items, sigma.width) == (12, 6)
+    kinds = {}
+    for name in set(speed.EPOCHS) - {speed.OF_PREFIXES}:
+        model = epochs.model_of(config, name)
+        assert (model.vocab_size, model.backbone.width, model.backbone.num_layers) == (12, 6, 3)
+        kinds[name] = getattr(model.backbone.mixer, "keywords", {"causal": model.backbone.mixer})["causal"]
+    assert kinds == {speed.SASREC: True, speed.SASREC_ALL: True, speed.RECURRENT: GRU, speed.BERT4REC: False}
+
+
+def test_the_last_item_of_each_user_is_scored_as_the_model_was_trained(monkeypatch):
+    tasks = ("next_items", "cloze", "last_of_prefixes")
+    for number, task in enumerate(tasks):
+        made = SimpleNamespace(init=lambda key: key, scores=lambda *given, number=number: (number, *given[1:]))
+        monkeypatch.setattr(f"experiments.recommendation.recommenders.{task}", lambda *_, made=made: made)
+    _, sessions = drawn(LONGER, 0)  # of 5 and 6 items, the last one asked for
+    expected = {speed.SASREC: 0, speed.RECURRENT: 0, speed.BERT4REC: 1, speed.OF_PREFIXES: 2}
+    for name, program in speed.score_programs(replace(CONFIG, scored=speed.SCORED), sessions).items():
+        number, history, lengths = program()
+        assert number == expected[name] and lengths.tolist() == [4, 5]
+        assert history.tolist() == [[*sessions.items[:4], 0], sessions.items[5:10].tolist()]
 
 
 CONFIG = speed.PRESETS["smoke"]

@@ -17,10 +17,17 @@ if TYPE_CHECKING:
     from lightnet.backbone import CausalLM
 
 TIME_INVARIANT = "mamba-time-invariant+none"
-STEPPED = ("s4d+none", "s5+none", "mamba+none", "mamba2+none")
 DT_MAX = 0.1  # the largest initial step of all of them
 # LightNet's two encodings for all that knows no order by itself, so that only the mixing differs.
-MODELS = (*STEPPED, "lightnet+both", "linear+both", "softmax+both")
+MODELS = (
+    "s4d+none",
+    "s5+none",
+    "mamba+none",
+    "mamba2+none",
+    "lightnet+both",
+    "linear+both",
+    "softmax+both",
+)
 _COLOURS = ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#999999", "black", "#CC79A7")
 
 
@@ -89,8 +96,10 @@ class SlowModelConfig(ModelConfig):
             from experiments.long_memory.last_query import LastQueryAttention
 
             return LastQueryAttention
+        if kind not in mixers.STATE_SPACES and f"{kind}+none" != TIME_INVARIANT:
+            return _mixer(kind)
         states = {"state_size": self.mamba2_states} if kind == "mamba2" else {}
-        return _mixer(kind, **({"dt_min": self.dt_min, **states} if f"{kind}+none" in STEPPED else {}))
+        return _mixer(kind, dt_min=self.dt_min, **states)
 
 
 def check_models(names: tuple[str, ...]) -> None:
@@ -100,7 +109,7 @@ def check_models(names: tuple[str, ...]) -> None:
         names: mixer and positions of each, or TIME_INVARIANT.
 
     Raises:
-        ValueError: a name that does not exist, none at all, or one twice.
+        ValueError: a name that does not exist or is not for these tasks, none at all, or one twice.
 
     Example:
         >>> check_models(("mamba+none", "mamba+none"))
@@ -111,8 +120,13 @@ def check_models(names: tuple[str, ...]) -> None:
     if len(set(names)) < len(names) or not names:
         raise ValueError("models: expected at least one, each of them once")
     for name in names:
-        if name != TIME_INVARIANT:
-            mixers.read_model(name, "models", "causal text")
+        if name == TIME_INVARIANT:
+            continue
+        _, encoding = mixers.read_model(name, "models", "causal text")
+        if encoding == "learned":
+            raise ValueError(
+                f"models: got {name!r}, but a table of learned positions has one length, and tasks have several"
+            )
 
 
 def network(config: ModelConfig, name: str, vocabulary: int, *, remat: str = "none") -> tuple[CausalLM, int]:
@@ -156,8 +170,8 @@ def _mixer(kind: str, **options: Any) -> Callable[..., Any]:
         return mixers.mixer(kind, causal=True, **options)
     from experiments.long_memory.time_invariant import TimeInvariantMamba
 
-    def without_heads(*, num_heads: int, relative: Any = None, **options: Any) -> TimeInvariantMamba:
+    def without_heads(*, num_heads: int, relative: Any = None, **given: Any) -> TimeInvariantMamba:
         del num_heads, relative
-        return TimeInvariantMamba(**options)
+        return TimeInvariantMamba(**options, **given)
 
     return without_heads

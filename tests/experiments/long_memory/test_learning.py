@@ -10,7 +10,7 @@ import pytest
 from experiments.long_memory import learning
 from experiments.long_memory.cells import COLUMNS, MemoryConfig, as_table, column_of, recipe, train_cell
 from experiments.long_memory.learning import UNSOLVED, answer_loss, share_right, updates_to
-from experiments.long_memory.networks import MODELS, TIME_INVARIANT, ModelConfig, network
+from experiments.long_memory.networks import MODELS, TIME_INVARIANT, ModelConfig, SlowModelConfig, network
 from experiments.long_memory.tasks import (
     DISTANT,
     AssociativeConfig,
@@ -128,6 +128,14 @@ def test_models_have_equal_sizes():
         assert not model.tied and (model.input_positions is not None) == name.endswith("+both"), name
 
 
+def test_state_space_models_of_long_sequences_begin_with_smaller_steps():
+    slow = SlowModelConfig(1, 8, 2, 1000, dt_min=2e-4, mamba2_states=5)
+    for kind in ("s4", "s4d", "s5", "mamba", "mamba2", "mamba-refined", TIME_INVARIANT.partition("+")[0]):
+        mixer, elsewhere = (config.mixer(kind)(width=8, num_heads=2) for config in (slow, ModelConfig()))
+        assert (mixer.dt_min, elsewhere.dt_min) == (2e-4, 1e-3), kind
+        assert mixer.state_size == (5 if kind == "mamba2" else elsewhere.state_size), kind
+
+
 def test_listops_are_drawn_from_two_pools():
     task = ListOpsConfig(pool=64).task()
     seen = []
@@ -167,6 +175,7 @@ def test_tasks_have_the_length_the_tokens_and_the_chance_that_they_say(sizes):
     [
         ({"models": ()}, "models: expected at least one"),
         ({"models": ("mambo+none",)}, "unknown mixer 'mambo'; nearest: mamba"),
+        ({"models": ("softmax+learned",)}, "got 'softmax\\+learned', but a table of learned positions"),
         ({"evaluation_rows": 0}, "evaluation_rows: got 0"),
         ({"evaluation_rows": 17}, "evaluation_rows: got 17, expected up to 16 or a multiple of it"),
         ({"train": replace(SMALL.train, stop_metric="", stop_at=None, eval_every=0)}, "eval_every: got 0"),

@@ -13,6 +13,7 @@ from experiments.results import StoredResult
 
 # Largest first; smoke tests no claim.
 CONCLUSIVE = ("paper", "gpu", "cpu")
+_OF_A_TEST = ("test", "expected", "tolerance", "kind", "deterministic")
 
 
 def evidence(result: ResultFile, runs_dir: str | Path | None = None) -> list[StoredResult]:
@@ -66,9 +67,9 @@ def evidence_at(result: ResultFile, preset: str, runs_dir: str | Path | None = N
 def objection(result: ResultFile, stored: StoredResult) -> str:
     """Why a run does not speak for a result file as it is now.
 
-    A run speaks for it with the settings of its preset, from its first step on, judged by the claims that the file
-    states now. It may have more seeds than the preset, but none of the preset's may be missing, so that nobody can
-    choose lucky ones.
+    A run speaks for it with the settings of its preset, from its first step on, if the file still states every claim
+    that the run was judged by; of a claim that was added later it says nothing. It may have more seeds than the preset,
+    but none of the preset's may be missing, so that nobody can choose lucky ones.
 
     Args:
         result: the result file.
@@ -80,7 +81,7 @@ def objection(result: ResultFile, stored: StoredResult) -> str:
     preset = result.presets.get(stored.preset)
     if preset is None:
         return f"the result has no preset {stored.preset}"
-    if not same_claims(result, stored):
+    if not _still_claimed(result, stored):
         return "the claims were changed after the run"
     if stored.allowed:
         return f"was continued with other settings: {', '.join(change['field'] for change in stored.allowed)}"
@@ -101,9 +102,22 @@ def same_claims(result: ResultFile, stored: StoredResult) -> bool:
     Returns:
         True if every test and threshold is the same.
     """
-    fields = ("test", "expected", "tolerance", "kind", "deterministic")
-    now = {claim.id: [getattr(claim, field) for field in fields] for claim in result.claims}
-    return now == {record["claim"]: [record[field] for field in fields] for record in stored.claims}
+    return _tests(result) == _judged(stored)
+
+
+def _still_claimed(result: ResultFile, stored: StoredResult) -> bool:
+    """Whether the file states all that a run was judged by; a claim that did not hold cannot be dropped or renamed."""
+    return _judged(stored).items() <= _tests(result).items()
+
+
+def _tests(result: ResultFile) -> dict[str, tuple]:
+    """Claim -> its test and threshold, as the result file states them now."""
+    return {claim.id: tuple(getattr(claim, field) for field in _OF_A_TEST) for claim in result.claims}
+
+
+def _judged(stored: StoredResult) -> dict[str, tuple]:
+    """Claim -> its test and threshold, as a run was judged by them."""
+    return {record["claim"]: tuple(record[field] for field in _OF_A_TEST) for record in stored.claims}
 
 
 def find(word: str, preset: str | None = None, runs_dir: str | Path | None = None) -> StoredResult:

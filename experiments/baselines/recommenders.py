@@ -187,11 +187,11 @@ def attention_weights(model: MaskedLM, params: Any, items: jax.Array) -> jax.Arr
         return module.name == "qkv" and method == "__call__"
 
     _, kept = model.apply(params, items, capture_intermediates=projections, mutable=["intermediates"])
-    found = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(kept["intermediates"])}
     every = jnp.ones((items.shape[1], items.shape[1]), bool)
     seen = jnp.tril(every) if model.backbone.mixer.keywords["causal"] else every  # type: ignore[attr-defined]
     maps = []
-    for _, leaf in sorted(found.items(), key=lambda entry: jax.tree_util.keystr(entry[0])):
+    for i in range(model.backbone.num_layers):
+        (leaf,) = kept["intermediates"]["backbone"][f"blocks_{i}"]["mix"]["qkv"]["__call__"]
         q, k, _ = jnp.unstack(leaf, axis=2)
         scores = jnp.einsum("blhk,bshk->bhls", q, k) / jnp.sqrt(q.shape[-1])
         maps.append(nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf)))

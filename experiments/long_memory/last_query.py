@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from lightnet.backbone import Capabilities
 from lightnet.mixers import SoftmaxAttention
 from lightnet.typing import Array
 
@@ -12,7 +13,7 @@ class LastQueryAttention(SoftmaxAttention):
 
     o_L = sum_j softmax_j(q_L . k_j / sqrt(K)) v_j, the last row of `SoftmaxAttention`. In a model of one block whose
     last token alone is asked, nothing reads the other rows, so that its answers and gradients are those of all pairs,
-    at L in place of L^2 / 2 scores for each head. It keeps no state and takes neither masks nor segments.
+    at L in place of L^2 / 2 scores for each head. It keeps no state and takes neither segments nor masks.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (1, 5, 4))
@@ -21,6 +22,11 @@ class LastQueryAttention(SoftmaxAttention):
         >>> bool(jnp.allclose(y[:, -1], whole[:, -1], atol=1e-6)), float(abs(y[:, :-1]).max())
         (True, 0.0)
     """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """None but that it is causal."""
+        return Capabilities(causal=True, state=False, step=False, segments=False, mask=False)
 
     def _within(self, q: Array, k: Array, v: Array, run: Array, real: Array, plain: bool) -> Array:
         """Attention within one run of real tokens."""

@@ -48,6 +48,22 @@ def test_a_threshold_that_was_changed_after_the_run_unmakes_the_evidence(toy, ca
     assert objection(load_path(toy), find("toy")) == "the claims were changed after the run"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ("CLAIMS = (", 'CLAIMS = (\n    Claim("toy/later", "more, no unit", "above", 0.0),', True),
+        ('"toy/small"', '"toy/renamed"', False),
+        ('    Claim("toy/never", "nothing, no unit", "above", 0.0),\n', "", False),
+    ],
+)
+def test_a_claim_may_be_added_after_the_run_but_none_dropped(toy, call, old, new, counts):
+    call("run", toy)
+    text = toy.read_text()
+    assert old in text
+    toy.write_text(text.replace(old, new))
+    assert (objection(load_path(toy), find("toy")) == "") == counts == bool(evidence(load_path(toy)))
+
+
 def test_a_run_that_was_continued_with_other_settings_is_no_evidence(toy, call):
     result = load_path(toy)
     folder = run_folder(identity("toy", "cpu", result.presets["cpu"]))

@@ -100,9 +100,10 @@ PRESETS = {
 
 ATTENTIVE, INVARIANT = ("softmax+both", "mamba+none", "mamba2+none"), ("s4d+none", "s5+none")
 STATE_SPACES = ("s4d+none", "s5+none", "mamba+none", "mamba2+none")
-# What claims are about, at the sizes of `cpu` and at the published ones: pairs, and the most tokens of ListOps.
-OF_PAIRS = {8: "", 64: "-64-pairs"}
-OF_TOKENS = {31: "listops-31-tokens", 1999: "listops-1999-tokens"}
+# What claims are about, at the sizes of `cpu` and at the published ones.
+# Tokens and pairs, depth and most tokens.
+OF_PAIRS = {(32, 8): "", (512, 64): "-64-pairs"}
+OF_TOKENS = {(3, 31): "listops-31-tokens", (9, 1999): "listops-1999-tokens"}
 
 
 def _of_pairs(pairs: int, end: str) -> tuple[Claim, ...]:
@@ -128,8 +129,8 @@ def _of_listops(longest: int, name: str) -> Claim:
 
 
 CLAIMS = (
-    *(claim for pairs, end in OF_PAIRS.items() for claim in _of_pairs(pairs, end)),
-    *(_of_listops(longest, name) for longest, name in OF_TOKENS.items()),
+    *(claim for (_, pairs), end in OF_PAIRS.items() for claim in _of_pairs(pairs, end)),
+    *(_of_listops(longest, name) for (_, longest), name in OF_TOKENS.items()),
 )
 
 
@@ -159,7 +160,8 @@ def _measured(config: Config, table: Mapping[str, list]) -> dict[str, Any]:
 
     measured: dict[str, Any] = {}
     attentive, invariant = of(ASSOCIATIVE, ATTENTIVE), of(ASSOCIATIVE, INVARIANT)
-    end, listops = OF_PAIRS.get(config.associative.pairs), OF_TOKENS.get(config.listops.longest)
+    end = OF_PAIRS.get((config.associative.length, config.associative.pairs))
+    listops = OF_TOKENS.get((config.listops.depth, config.listops.longest))
     if end is not None and attentive is not None and invariant is not None:
         measured[f"long_memory/mqar-attention-gap{end}"] = attentive.min(axis=0) - invariant.max(axis=0)
     if listops is not None and (spaces := of(LISTOPS, STATE_SPACES)) is not None:

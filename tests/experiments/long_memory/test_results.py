@@ -50,7 +50,7 @@ def test_recall_claims_are_about_the_worst_of_some_and_the_best_of_others():
     published = recall._measured(recall.PRESETS["gpu"], table)
     names = ("mqar-attention-gap-64-pairs", "listops-1999-tokens", "lightnet-recalls-more-than-linear-64-pairs")
     assert [published[f"long_memory/{name}"].tolist() for name in names] == [[50.0, 30.0], [40.0, 35.0], [10.0, -5.0]]
-    other = replace(recall.PRESETS["gpu"], associative=AssociativeConfig(64, 9), listops=ListOpsConfig(longest=30))
+    other = replace(recall.PRESETS["gpu"], associative=AssociativeConfig(64, 8), listops=ListOpsConfig(depth=9))
     assert {*found, *published} == {claim.id for claim in recall.CLAIMS}
     assert recall._measured(other, table) == {}
 

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.baselines.recommenders import Size, attention_recommender, recurrent_recommender
 from experiments.recommendation.data import recipe
+from experiments.recommendation.epochs import sampled_loss
 from experiments.recommendation.recommenders import (
     Recommender,
     _mean_cross_entropy,
@@ -18,7 +19,6 @@ from experiments.recommendation.recommenders import (
     next_items,
     trained_scores,
 )
-from experiments.recommendation.speed import sampled_loss
 from experiments.sources.sessions import Sessions, Stretches
 from ssm import SIGMA
 

@@ -123,7 +123,7 @@ def _ronin_recording(place: Path) -> Recording:
     names = ("synced/time", "synced/gyro_uncalib", "synced/acce", "pose/tango_pos", "pose/tango_ori")
     time, gyro, acceleration, position, tango = read_hdf5(path, names)
     _check_columns(
-        path, {names[1]: (gyro, 3), names[2]: (acceleration, 3), names[3]: (position, 3), names[4]: (tango, 4)}
+        path, time, {names[1]: (gyro, 3), names[2]: (acceleration, 3), names[3]: (position, 3), names[4]: (tango, 4)}
     )
     gyro = gyro - np.array(info["imu_init_gyro_bias"])
     acceleration = np.array(info["imu_acce_scale"]) * (acceleration - np.array(info["imu_acce_bias"]))
@@ -173,7 +173,7 @@ def _ronin_orientation(path: Path, info: dict[str, Any], time: np.ndarray, gyro:
     source = RONIN_ORIENTATIONS[min(RONIN_ORIENTATIONS, key=lambda name: info[name])]
     if source is not None:
         (quaternions,) = read_hdf5(path, (source,))
-        _check_columns(path, {source: (quaternions, 4)})
+        _check_columns(path, time, {source: (quaternions, 4)})
         return _rotation(path, quaternions)
     turns = Rotation.from_rotvec(gyro[:-1] * np.diff(time)[:, None])
     turned = [_rotation(path, phone[0])]
@@ -192,10 +192,10 @@ def _rotation(path: Path, quaternions: Any) -> Rotation:
         raise UserError(f"{path}: got an orientation that is no quaternion") from None
 
 
-def _check_columns(path: Path, arrays: dict[str, tuple[np.ndarray, int]]) -> None:
+def _check_columns(path: Path, time: np.ndarray, arrays: dict[str, tuple[np.ndarray, int]]) -> None:
     for name, (values, columns) in arrays.items():
-        if values.ndim != 2 or values.shape[1] != columns:
-            raise UserError(f"{path}: got {name} {list(values.shape)}, expected (n, {columns})")
+        if values.shape != (*time.shape, columns):
+            raise UserError(f"{path}: got {name} {list(values.shape)}, expected {[*time.shape, columns]}")
 
 
 def _capture_sensors(place: Path) -> Track:

@@ -12,7 +12,7 @@ from experiments.hiss.data_sets import DATA_SETS, load
 from experiments.hiss.recordings import Track, aligned, read_hdf5
 from tests.experiments.hiss import made_up_recordings as made_up
 
-pytest.importorskip("h5py")  # of the extra hdf5, which the extra test has in it
+h5py = pytest.importorskip("h5py")  # of the extra hdf5, which the extra test has in it
 
 
 def check_rates(recording, channels, targets):
@@ -161,6 +161,18 @@ def with_field(name, value):
     return change
 
 
+def with_rows(file, name, rows):
+    """The same array with another number of rows."""
+
+    def change(place):
+        with h5py.File(place / file, "a") as arrays:
+            values = np.resize(arrays[name], (rows, *arrays[name].shape[1:]))
+            del arrays[name]
+            arrays[name] = values
+
+    return change
+
+
 TIME = np.arange(4.0)
 RESKIN, KINOVA, TOUCH = "reskin_sensor_values.h5", "kinova_cartesian_states.h5", "touch_sensor_values.h5"
 XELA = {f"{part}_sensor_values": np.ones((4 - (part == "fingertip"), 2)) for part in ("finger", "fingertip", "palm")}
@@ -205,6 +217,8 @@ XELA = {f"{part}_sensor_values": np.ones((4 - (part == "fingertip"), 2)) for par
         ("ronin", with_field("imu_acce_scale", ["1", "1", "1"]), "got imu_acce_scale ['1', '1', '1'], expected 3"),
         ("ronin", with_field("ekf_ori_error", [[1], [2, 3]]), "got ekf_ori_error [[1], [2, 3]], expected a number"),
         ("ronin", with_field("imu_init_gyro_bias", [0, float("nan"), 0]), "got imu_init_gyro_bias [0, nan, 0]"),
+        ("ronin", with_rows("data.hdf5", "synced/acce", 7), "data.hdf5: got synced/acce [7, 3], expected ["),
+        ("ronin", with_rows("data.hdf5", "synced/game_rv", 7), "data.hdf5: got synced/game_rv [7, 4], expected ["),
         ("ronin", with_field("start_frame", -1), "info.json: got start_frame -1, expected one of"),
         ("vector", with_text("gt.txt", "a\nb\n1 2 3\n"), "gt.txt: line 3 has 3 numbers, expected 8"),
         ("vector", with_text("gt.txt", "a\nb\n1 2 x\n"), "gt.txt: line 3 holds something that is no number: '1 2 x'"),

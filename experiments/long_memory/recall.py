@@ -42,7 +42,7 @@ ABOUT = About(
     paper="Mamba (arXiv 2312.00752), Zoology (arXiv 2312.04927) and Long Range Arena (arXiv 2011.04006)",
     source="their recall tasks, small and generated (ours)",
     # Of gpu a guess: 84 trainings at 26 ms an update, and three minutes to draw the expressions.
-    minutes={"smoke": 0.1, "cpu": 45, "gpu": 78},
+    minutes={"smoke": 0.1, "cpu": 40, "gpu": 78},
 )
 
 

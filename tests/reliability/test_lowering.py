@@ -21,6 +21,7 @@ TRAINED_TOGETHER = (
     "lightnet/classification",
     "lightnet/generation",
     "long_memory/induction",
+    "long_memory/path_length",
     "long_memory/recall",
     "long_memory/selective_copying",
     "state_spaces/digits_sequence",

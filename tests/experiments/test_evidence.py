@@ -6,7 +6,7 @@ import pytest
 
 from experiments import evidence as module
 from experiments.errors import UserError
-from experiments.evidence import chosen, evidence, find, objection, speaker
+from experiments.evidence import chosen, evidence, find, objection, same_claims, speaker
 from experiments.execution import identity
 from experiments.registry import load_path
 from experiments.results import load
@@ -62,6 +62,7 @@ def test_a_claim_may_be_added_after_the_run_but_none_dropped(toy, call, old, new
     assert old in text
     toy.write_text(text.replace(old, new))
     assert (objection(load_path(toy), find("toy")) == "") == counts == bool(evidence(load_path(toy)))
+    assert not same_claims(load_path(toy), find("toy"))  # so that it is judged again
 
 
 def test_a_run_that_was_continued_with_other_settings_is_no_evidence(toy, call):

@@ -220,6 +220,7 @@ XELA = {f"{part}_sensor_values": np.ones((4 - (part == "fingertip"), 2)) for par
         ("ronin", with_rows("data.hdf5", "synced/acce", 7), "data.hdf5: got synced/acce [7, 3], expected ["),
         ("ronin", with_rows("data.hdf5", "synced/game_rv", 7), "data.hdf5: got synced/game_rv [7, 4], expected ["),
         ("ronin", with_field("start_frame", -1), "info.json: got start_frame -1, expected one of"),
+        ("ronin", with_field("start_frame", 10**6), "info.json: got start_frame 1000000, expected one of"),
         ("vector", with_text("gt.txt", "a\nb\n1 2 3\n"), "gt.txt: line 3 has 3 numbers, expected 8"),
         ("vector", with_text("gt.txt", "a\nb\n1 2 x\n"), "gt.txt: line 3 holds something that is no number: '1 2 x'"),
         ("vector", with_text("imu.txt", "a\n"), "imu.txt: got no numbers behind 3 lines of header"),

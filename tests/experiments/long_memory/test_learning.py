@@ -186,6 +186,10 @@ def test_what_cannot_be_trained_is_refused(change, message):
         replace(SMALL, **change)
 
 
+def test_fewer_sequences_than_an_update_has_may_be_evaluated():
+    assert replace(SMALL, evaluation_rows=3).evaluation_rows == 3
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

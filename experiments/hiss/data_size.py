@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="HiSS (arXiv 2402.10211)",
     source="abstract: smaller data sets",
-    minutes={"smoke": 0.2, "cpu": 27},
+    minutes={"smoke": 0.2, "cpu": 9},
 )
 HIERARCHY, ALIGNED, RELEASED = "mamba over mamba", "flat mamba end", "flat mamba start"
 FEW, ENOUGH = 96, 768

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="HiSS (arXiv 2402.10211)",
     source="results table, on generated sensors",
-    minutes={"smoke": 0.2, "cpu": 35},
+    minutes={"smoke": 0.2, "cpu": 13},
 )
 LOW, HIGH = ("lstm", "s4", "mamba"), ("transformer", "lstm", "s4", "mamba")
 HIERARCHIES = tuple(f"{high} over {low}" for high in HIGH for low in LOW)

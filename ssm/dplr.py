@@ -258,39 +258,52 @@ def dplr_kernel(model: DPLR, step: Array, length: int) -> Array:
 
 def _kernel_by_fft(length: int, model: DPLR, step: Array) -> Array:
     # The kernel is real, so that half of the circle is enough.
-    return jnp.fft.irfft(_generating_function(model, step, length, np.arange(length // 2 + 1)), length)
+    values = _generating_function(model, step, length, np.arange(length // 2 + 1), _weighted_by_product)
+    return jnp.fft.irfft(values, length)
 
 
 def _kernel_by_products(length: int, model: DPLR, step: Array) -> Array:
     over = fourier.grid(length)
-    values = _generating_function(model, step, over.length, over.frequencies.ravel())
+    values = _generating_function(model, step, over.length, over.frequencies.ravel(), _weighted_by_reduction)
     spectrum = jnp.stack([values.real.T, values.imag.T]).reshape(1, 2, *over.frequencies.shape, -1)
     return fourier.inverse_transform(spectrum, over, length)[0].T
 
 
-def _generating_function(model: DPLR, step: Array, length: int, k: np.ndarray) -> Array:
+def _generating_function(model: DPLR, step: Array, length: int, k: np.ndarray, weighted: Callable) -> Array:
     """That of a kernel of this length, at frequencies k (F,) of its transform: (D, F), complex."""
     C = truncated_readout(bilinear_dplr(model, step), length)
     phi = np.pi / length * k  # in double precision: the angles are constants
-    sin, cos, turn = (jnp.asarray(f, model.B.dtype)[None] for f in (np.sin(phi), np.cos(phi), np.exp(1j * phi)))
+    sin, cos = (jnp.asarray(f, step.dtype)[None] for f in (np.sin(phi), np.cos(phi)))
     half = step[:, None] / 2
     products = (C.conj() * model.B, C.conj() * model.P, model.P.conj() * model.B, model.P.conj() * model.P)
-    CB, CP, PB, PP = _cauchy_sums(jnp.stack(products), half * model.Lambda, sin, cos)
-    return half * turn * (CB - half * cos * CP * PB / (1 + half * cos * PP))
+    CB, CP, PB, PP = _cauchy_sums(jnp.stack(products), half * model.Lambda, sin, cos, weighted)
+    return half * jax.lax.complex(cos, sin) * (CB - half * cos * CP * PB / (1 + half * cos * PP))
 
 
-def _cauchy_sums(products: Array, zeta: Array, sin: Array, cos: Array) -> Array:
+def _cauchy_sums(products: Array, zeta: Array, sin: Array, cos: Array, weighted: Callable) -> Array:
     """sum_n v_n / (i sin - zeta_n cos) over all states: products v (K, D, N), zeta (D, N), angles (1, F) -> (K, D, F).
 
     Each pair of states gives 2 (i sin Re v - cos Re(v conj(zeta))) / (|zeta|^2 cos^2 - sin^2 - 2 i sin cos Re zeta).
+    All numbers are real: a complex division costs digits and time, and a product of complex matrices cannot be stored
+    for the gradient.
     """
-    size, real = jnp.abs(zeta)[..., None] ** 2, zeta.real[..., None]
-    sin, cos = sin[None], cos[None]
-    inverse = 1 / (size * cos**2 - sin**2 - 2j * sin * cos * real)  # (D, N, F)
+    real, size = zeta.real[..., None], (zeta.real**2 + zeta.imag**2)[..., None]
+    a, b = size * (cos * cos)[None] - (sin * sin)[None], (2 * sin * cos)[None] * real  # the divisor is a - i b
+    scale = 1 / (a * a + b * b)
     weights = jnp.stack([products.real, (products * zeta.conj()[None]).real])
-    # Of real numbers only: a product of matrices may be stored for the gradient, which JAX refuses for complex ones.
-    sums = jax.lax.complex(*_einsum("ikdn,cdnf->cikdf", weights, jnp.stack([inverse.real, inverse.imag])))
-    return 2 * (1j * sin * sums[0] - cos * sums[1])
+    (v, vz), (iv, ivz) = weighted(weights, a * scale), weighted(weights, b * scale)
+    sin, cos = sin[None], cos[None]
+    return 2 * jax.lax.complex(-sin * iv - cos * vz, sin * v - cos * ivz)
+
+
+def _weighted_by_product(weights: Array, x: Array) -> Array:
+    """Sums over states: (2, K, D, N) and (D, N, F) -> (2, K, D, F)."""
+    return _einsum("ikdn,dnf->ikdf", weights, x)
+
+
+def _weighted_by_reduction(weights: Array, x: Array) -> Array:
+    """The same for TPUs, whose products would be of eight rows; XLA for CPUs stores all that is summed here."""
+    return jnp.sum(weights[..., None] * x[None, None], axis=-2)
 
 
 def causal_convolution(u: Array, kernel: Array) -> Array:

@@ -45,8 +45,8 @@ def train_one(
         A row of `long_range_arena.COLUMNS`; and "updates" and "accuracy", %, of the evaluations.
     """
     settings, task = settings_of(config, name, model), TASKS[name]
-    options = {"dropout": config.image_dropout if name == IMAGE else 0.0, "remat": settings.remat}
-    length = task.tokens(config.longest)
+    dropout, length = config.image_dropout if name == IMAGE else 0.0, task.tokens(config.longest)
+    options = {"dropout": dropout, "remat": settings.remat, "scan_layers": config.scan_layers}
     network, hidden = classifier(config.model, model, task, length, both_ways=config.both_ways, **options)
     outcome = train(
         settings,

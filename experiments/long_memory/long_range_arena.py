@@ -91,6 +91,8 @@ class Config(results.Config):
     """The size of the models."""
     both_ways: bool = True
     """Whether S4 and S4D read from the end too, by a second mixer."""
+    scan_layers: bool = True
+    """Whether one block is compiled and looped over."""
     longest: int = 4000
     """Most tokens of an expression or text; no task reads more than it has published."""
     slower: float = 0.1

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="S4 (arXiv 2111.00396), S4D, S5, Mamba (arXiv 2312.00752) and Mamba-2 (arXiv 2405.21060)",
     source="a small analogue of sequential MNIST (ours)",
-    minutes={"smoke": 0.2, "cpu": 15},
+    minutes={"smoke": 0.2, "cpu": 20},
 )
 MODELS = (
     "s4+none",

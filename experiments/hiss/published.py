@@ -25,7 +25,7 @@ from experiments import results
 from experiments.hiss.comparison import best_of, check_names, gain
 from experiments.hiss.data_sets import DATA_SETS, load
 from experiments.hiss.hierarchy import FLAT_END, FLAT_START, HIERARCHIES, HIGH
-from experiments.hiss.released import PUBLISHED
+from experiments.hiss.released import PUBLISHED, Preparation
 from experiments.registry import unknown
 from experiments.results import About, Claim, Result, StoredResult
 from experiments.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
@@ -152,11 +152,13 @@ def run(config: Config, run_dir: Path) -> Result:
     table: dict[str, list] = {name: [] for name in COLUMNS}
     curves: dict[str, dict[str, np.ndarray]] = {}
     for name, parts in loaded.items():
+        prepare = Preparation.of(name, *parts)
         for model in config.models:
             if name in NO_TRANSFORMER and model.startswith("flat transformer"):
                 continue
             for seed in config.seeds:
-                row, curves[f"{name}, {model}, {seed}"] = train_one(config, name, model, parts, run_dir, seed)
+                one = train_one(config, name, model, parts, prepare, run_dir, seed)
+                row, curves[f"{name}, {model}, {seed}"] = one
                 for column, entry in zip(table.values(), row, strict=True):
                     column.append(entry)
     return Result(_measured(errors_of(table)), {"errors": table}, curves, data)

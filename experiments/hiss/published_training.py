@@ -32,7 +32,7 @@ _STATES = {"s4": 64, "mamba": 16}
 
 
 def train_one(
-    config: Config, name: str, model: str, parts: Parts, run_dir: Path, seed: int
+    config: Config, name: str, model: str, parts: Parts, prepare: Preparation, run_dir: Path, seed: int
 ) -> tuple[tuple, dict[str, np.ndarray]]:
     """Train a model on a set.
 
@@ -41,13 +41,13 @@ def train_one(
         name: of the set.
         model: its name, see `experiments.hiss.names`.
         parts: recordings to train on and held out.
+        prepare: recording -> example.
         run_dir: for checkpoints and metrics.
         seed: of everything.
 
     Returns:
         A row of `published.COLUMNS`; and "updates", "loss" and "mse" of the evaluations.
     """
-    prepare = Preparation.of(name, *parts)
     network = network_of(config, name, model, parts[0][0].targets.shape[1])
     epoch = math.ceil(len(parts[0]) / config.train.batch_size)
     outcome = train(

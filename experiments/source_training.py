@@ -71,6 +71,7 @@ def train_on_source(
     """
     if len(evaluation) != len(seeds):
         raise ValueError(f"evaluation: got {len(evaluation)} sets, expected one for each of {len(seeds)} seeds")
+    evaluate = _measuring(measure, evaluation, seeds)
     # The rows of the loop only count: what a model sees comes from its key.
     outcome = train_together(
         config,
@@ -80,10 +81,11 @@ def train_on_source(
         folder,
         seeds=seeds,
         label=label,
-        evaluate=_measuring(measure, evaluation, seeds),
+        evaluate=evaluate,
     )
     step, history = np.asarray(outcome.evaluation["step"]), outcome.evaluation
-    names = dict.fromkeys(name.rpartition(", seed ")[0] for name in history if name != "step")
+    # Not those of the history, which has none where a training is only written down, for a plan.
+    names = dict.fromkeys(name.rpartition(", seed ")[0] for name in jax.eval_shape(evaluate, outcome.params))
     metrics = {name: np.stack([np.asarray(history[_name(name, seed)]) for seed in seeds]) for name in names}
     return Curves(step, metrics, outcome.params)
 

@@ -43,6 +43,7 @@ CHIPS = {
 }
 _GPUS = ("h100",)
 _MACHINE = 8  # GPUs that NVLink joins
+_HOST = (2, 2, 1)  # TPUs of a host, unless the slice is smaller
 _FOR_GPUS = {"xla_gpu_autotune_level": "0"}  # it would time programs
 # Read by the compilers when they are loaded: that there is no TPU to ask what it is, and that there is no GPU.
 _ENVIRONMENT = {
@@ -90,7 +91,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     """The chips of a slice, or of several; their compiler (`libtpu`, or JAX's CUDA plugin) has to be installed.
 
     Args:
-        name: kind and shape, such as "v5p:8x8x4", "v5e:4x4", or "h100:8" for a machine with eight GPUs.
+        name: kind and shape, such as "v5p:8x8x4", "v5e:1x1" for one chip, or "h100:8" for a machine with eight GPUs.
         slices: how many of them.
 
     Returns:
@@ -105,7 +106,10 @@ def topology(name: str, slices: int = 1) -> Topology:
     if kind not in CHIPS or not all(size.isdecimal() for size in shape.split("x")):
         expected = f"one of {', '.join(CHIPS)} and a shape, such as v5p:2x2x1 or h100:8"
         raise UserError(f"topology: got {name!r}, expected {expected}")
-    more = {"num_slices": slices} if slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    sizes = [int(size) for size in shape.split("x")]
+    if 2 <= len(sizes) <= len(_HOST) and all(1 <= size <= most for size, most in zip(sizes, _HOST, strict=False)):
+        more["chips_per_host_bounds"] = [*sizes, 1][: len(_HOST)]
     found = _devices(name, "tpu", name, more)
     chips = len({(getattr(device, "slice_index", 0), *device.coords) for device in found})
     return Topology(name, CHIPS[kind], found, len(found) // chips, slices)
@@ -130,6 +134,8 @@ def _devices(name: str, platform: str, asked: str, more: Mapping[str, Any]) -> l
         return list(topologies.get_topology_desc(asked, platform=platform, **more).devices)
     except Exception as error:  # whatever the plugin raises, from an absent library to a shape that is not made
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        if platform == "tpu" and reason.startswith("INVALID_ARGUMENT"):  # the compiler is there, and knows better
+            raise UserError(f"topology: got {name!r}, which is no shape of a slice ({reason})") from error
         extra = "tpu" if platform == "tpu" else "gpu"
         raise UserError(
             f"topology {name!r} cannot be compiled for here ({reason}); make install EXTRA={extra}"

@@ -156,6 +156,7 @@ def main(folder: Path) -> None:
     """Print what is planned and executed."""
     name, found = "v5e:2x2", {}
     found["summed"] = summed(name)
+    found["smaller than a host"] = [len(topology(shape).devices) for shape in ("v5e:1x1", "v5p:2x1x1", "tpu7x:1x1x1")]
     found["torus"] = make_mesh(MeshConfig(64, 1, 2), topology("v5p:4x4x8").devices).devices.shape
     for sizes in ({"data": 4}, {"data": 1, "fsdp": 2, "tensor": 2}):
         one = training(**sizes)
@@ -180,6 +181,7 @@ def main(folder: Path) -> None:
         refused(training(batch=6, data=4), name, folder),
         refused(training(data=3), name, folder),
         refused(training(batch=2**18, data=4), name, folder),
+        refused(training(data=9), "v5e:3x3", folder),
     ]
     found["formula"] = formula()
     print(json.dumps(found))

@@ -35,6 +35,11 @@ def test_a_sum_in_a_loop_is_counted_for_every_turn(found):
     assert found["summed"] == [["all-reduce", 4, 1, TURNS, TURNS * 2 * 0.75 * ROWS * ROWS * 4, 0.0]]
 
 
+def test_a_slice_may_be_smaller_than_a_host(found):
+    # A chip of tpu7x is two devices.
+    assert found["smaller than a host"] == [1, 2, 2]
+
+
 def test_an_axis_of_the_torus_is_cut_where_a_mesh_asks_for_it(found):
     assert found["torus"] == [64, 1, 2, 1]
 
@@ -103,10 +108,11 @@ def test_parameters_are_those_of_the_model(found):
 
 def test_a_plan_is_kept_and_what_is_not_possible_told_in_one_line(found):
     assert found["kept"]
-    batch, mesh, memory = found["refused"]
+    batch, mesh, memory, shape = found["refused"]
     assert batch.startswith("train.batch_size: got 6, expected a multiple of 4")
     assert mesh.startswith("mesh: data 3") and "4 devices" in mesh
     assert memory.startswith("transformer on v5e:2x2, data 4") and "exceeds available HBM" in memory
+    assert shape.startswith("topology: got 'v5e:3x3', which is no shape of a slice (") and "install" not in shape
 
 
 def _rows(planned):

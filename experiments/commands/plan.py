@@ -56,6 +56,14 @@ class Flags:
         """Check the ranges."""
         if self.slices < 1:
             raise ValueError(f"slices: got {self.slices}, expected at least 1")
+        given = {"search": self.search, "remat": self.remat, "tensor": self.tensor, "training": self.training}
+        for name in ("remat", "tensor"):
+            if given[name] and not self.search:
+                raise ValueError(f"--{name} is for --search")
+        if self.all and (wrong := next((name for name, value in given.items() if value), None)):
+            raise ValueError(f"--{wrong} is for one result, not for --all")
+        if self.out and not self.all:
+            raise ValueError("--out is for --all")
 
     @property
     def folder(self) -> Path:

@@ -12,6 +12,10 @@ def test_mistakes_are_told_in_one_line(call, refused):
     assert "nearest: gpu" in refused(call("plan", "lightnet/causal_lm", "--preset", "gpuu"))
     assert "nearest: --topology" in refused(call("plan", "lightnet/causal_lm", "--preset", "smoke", "--topolgy", "v5e"))
     assert "slices: got 0" in refused(call("plan", "lightnet/causal_lm", "--preset", "smoke", "--slices", 0))
+    assert refused(call("plan", "--all", "--search")) == "--search is for one result, not for --all"
+    assert refused(call("plan", "--all", "--training", "one")) == "--training is for one result, not for --all"
+    for flag, value, needed in (("--remat", "none", "search"), ("--tensor", 2, "search"), ("--out", "PLANS.md", "all")):
+        assert refused(call("plan", "lightnet/causal_lm", flag, value)) == f"{flag} is for --{needed}"
     wrong = refused(call("plan", "lightnet/causal_lm", "--preset", "smoke", "--topology", "v9:2x2"))
     assert wrong.startswith("topology: got 'v9:2x2', expected one of v5e, v5p")
 

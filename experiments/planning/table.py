@@ -1,6 +1,6 @@
 """PLANS.md: the largest training of every result that has a preset, planned for the same chips."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ _HEADER = (
     "trainings",
     "chip-hours of the run",
 )
+_COUNTED = (
+    "Every training of a run counts as long as its largest takes at least. Small models that are trained together, one "
+    "per seed, are planned with one seed: n of them need about n times the memory and the time of a row."
+)
 
 
 def write_table(
@@ -50,10 +54,11 @@ def write_table(
     chips = topology(name, slices)
     rows: list[list[Any]] = []
     left_out: list[str] = []
+    counted: list[str] = []
     failed = 0
     for result in results:
         try:
-            found = _planned(result, preset, chips, folder)
+            found, stopped = _planned(result, preset, chips, folder)
         except Exception as error:
             if (reason := one_line(error)) is None:
                 raise
@@ -62,19 +67,23 @@ def write_table(
             print(f"{result.id}: {reason}", flush=True)
             continue
         rows.append(_row(found))
+        if stopped:
+            counted.append(f"`{result.id}`: only {found.trainings} trainings were seen: {stopped}")
+            print(counted[-1], flush=True)
         print(f"{result.id}: planned, {found.seconds['step']:.3g} s per step at least", flush=True)
     path = out or folder / "PLANS.md"
     make_folder(path.parent)
-    atomic_write_text(path, _text(rows, left_out, preset, chips))
+    atomic_write_text(path, _text(rows, {"Not counted to the end": counted, "Not planned": left_out}, preset, chips))
     print(f"table: {path}")
     return 2 if failed else 0
 
 
-def _planned(result: ResultFile, preset: str, chips: Topology, folder: Path) -> Plan:
+def _planned(result: ResultFile, preset: str, chips: Topology, folder: Path) -> tuple[Plan, str]:
+    """The plan of its largest training, and why no further trainings are counted, if so."""
     config = result.preset(preset)
-    trainings = recorded(result, config).trainings
-    count = len(trainings) * len(config.seeds)
-    return plan(result.id, preset, chosen(trainings), count, chips, folder)
+    found = recorded(result, config)
+    count = len(found.trainings) * len(config.seeds)
+    return plan(result.id, preset, chosen(found.trainings), count, chips, folder), found.stopped
 
 
 def _row(plan: Plan) -> list[Any]:
@@ -97,16 +106,17 @@ def _row(plan: Plan) -> list[Any]:
     ]
 
 
-def _text(rows: Sequence[Sequence[Any]], left_out: Sequence[str], preset: str, chips: Topology) -> str:
+def _text(rows: Sequence[Sequence[Any]], notes: Mapping[str, Sequence[str]], preset: str, chips: Topology) -> str:
     kind = chips.name.partition(":")[0]
     command = f"python -m experiments plan --all --preset {preset} --topology {chips.name}"
     command += f" --slices {chips.slices}" if chips.slices > 1 else ""
     lines = [f"# Plans of the presets `{preset}` on {chips.told}", "", f"Written by `{command}`. {NOT_MEASURED}", ""]
     lines += [assumed(kind), ""]
     lines += [_markdown(_HEADER), _markdown(["---"] * len(_HEADER)), *map(_markdown, rows), ""]
-    lines += ["Every training of a run counts as long as its largest takes at least.", ""]
-    if left_out:
-        lines += ["Not planned:", "", *(f"- {reason}" for reason in left_out), ""]
+    lines += [_COUNTED, ""]
+    for title, reasons in notes.items():
+        if reasons:
+            lines += [f"{title}:", "", *(f"- {reason}" for reason in reasons), ""]
     return "\n".join(lines)
 
 

@@ -90,7 +90,8 @@ def test_a_table_has_a_row_for_each_plan_and_a_line_for_whatever_has_none(monkey
     def planned(result, *_):
         if result.id == "demo/b":
             raise reason
-        return made({"compute": 1.0, "memory": 0.5, "network": 0.25, "step": 1.0, "in_turn": 1.25}, id=result.id)
+        seconds = {"compute": 1.0, "memory": 0.5, "network": 0.25, "step": 1.0, "in_turn": 1.25}
+        return made(seconds, id=result.id), "no text" if result.id == "demo/c" else ""
 
     monkeypatch.setattr(table, "_planned", planned)
     monkeypatch.setattr(table, "topology", lambda name, slices: Topology(name, CHIPS["v5e"], [None] * 16, 1, slices))
@@ -100,6 +101,7 @@ def test_a_table_has_a_row_for_each_plan_and_a_line_for_whatever_has_none(monkey
     rows = [line for line in text.splitlines() if line.startswith("| `demo/")]
     assert [row.split("`")[1] for row in rows] == ["demo/a", "demo/c"]
     assert all("| 50.0% | 64 | 3 | 48 |" in row for row in rows)
+    assert "Not counted to the end:\n\n- `demo/c`: only 3 trainings were seen: no text\n" in text
     assert f"- `demo/b`: {reason}" in text and "not a measurement" in text
     assert "plan --all --preset paper --topology v5e:4x4 --slices 2" in text
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from experiments import distributed
@@ -30,6 +32,8 @@ _CHATTER = (
     b"preemption_notifier.cc",
     b"Reached preemption sync point",
 )  # of the runtime, at every start and every SIGTERM
+_ABORTING = b"the JAX distributed service detected fatal errors"  # and a stack trace behind it
+_SILENT = b"stopped sending heartbeats"  # and the numbers of those who did, one per line
 
 
 def supervise(arguments: Sequence[str], count: int, *, run: str, debug: bool = False) -> int:
@@ -112,6 +116,7 @@ class _Supervisor:
         self._running: list[_Process] = []
         self._signals: list[int] = []
         self._told: set[bytes] = set()
+        self._last_words: dict[int, list[bytes]] = {}
         self._status = 0
         self._quiet = False
         self._terminated = False
@@ -173,17 +178,31 @@ class _Supervisor:
         lines = self._arrived(_POLL_SECONDS)
         ended = [(process, status) for process in self._running if (status := process.ended()) is not None]
         self._running = [process for process in self._running if process not in [gone for gone, _ in ended]]
-        lines += self._arrived(0)
+        lines = self._without_last_words(lines + self._arrived(0))
         failed = [] if self._quiet else [(process, status) for process, status in ended if not self._is_fine(status)]
         if not failed:
             self._show(lines)
         else:
             process, status = min(failed, key=lambda pair: (_suspicion(pair[1]), pair[0].ended_at))
+            last_words = self._last_words.get(process.number, [])
+            silent = _silent(last_words)
+            lines += [] if silent or self._debug else [(process.number, line) for line in last_words]
             self._show([line for line in lines if line[0] == process.number or self._debug])
-            self._failed(process.number, status)
+            self._failed(process.number, status, silent)
         if not self._quiet and any(self._has_left(status) for _, status in ended):
             self._status = PREEMPTED
             self._deadline = min(self._deadline, time.monotonic() + _LEAVING_SECONDS)
+
+    def _without_last_words(self, lines: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """Keep for later what a process says of its being aborted: another one may be the cause, and is named there."""
+        others = []
+        for number, line in lines:
+            last = number in self._last_words or _ABORTING in line
+            if last:
+                self._last_words.setdefault(number, []).append(line)
+            if not last or self._debug:
+                others.append((number, line))
+        return others
 
     def _is_fine(self, status: int) -> bool:
         late = self._status == PREEMPTED and status == -signal.SIGKILL  # did not leave with the others in time
@@ -193,14 +212,17 @@ class _Supervisor:
         """Whether a process left because the machine is taken away, with something to save or before that."""
         return status == PREEMPTED or (self._terminated and status == -signal.SIGTERM)
 
-    def _failed(self, number: int, status: int) -> None:
-        """Name the process, unless it has told in one line what it refused, and end the others."""
-        if status < 0:
+    def _failed(self, number: int, status: int, silent: Sequence[int]) -> None:
+        """Name the process, or those that it waited for, unless it told in one line what it refused; end the others."""
+        if silent:
+            how = "no longer answers" if len(silent) == 1 else "no longer answer"
+        elif status < 0:
             how = f"was killed by {signal.Signals(-status).name}"
         else:
             how = "was interrupted" if status == _INTERRUPTED else f"failed with status {status}"
         if status != 2:
-            self._say(f"process {number} {how}; run the same command again to continue")
+            who = ", ".join(map(str, silent or [number]))
+            self._say(f"process {who} {how}; run the same command again to continue")
         self._give_up(128 - status if status < 0 else status if status in (2, _INTERRUPTED) else 1)
         self._send(signal.SIGTERM)
 
@@ -239,6 +261,18 @@ class _Supervisor:
 
     def _say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
+
+
+def _silent(last_words: Sequence[bytes]) -> list[int]:
+    """Numbers of the processes for whose silence the runtime aborted another one.
+
+    Example:
+        >>> _silent([b"are unhealthy (stopped sending heartbeats):", b"1", b"3", b"The tasks have crashed."])
+        [1, 3]
+    """
+    begin = next((i for i, line in enumerate(last_words) if _SILENT in line), len(last_words))
+    numbers = (re.search(rb"(\d+)\s*$", line) for line in last_words[begin + 1 :])
+    return [int(number[1]) for number in takewhile(bool, numbers) if number]
 
 
 def _suspicion(status: int) -> int:

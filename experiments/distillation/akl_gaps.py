@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="AKL (arXiv 2404.02657)",
     source="head and tail over the training",
-    minutes={"smoke": 0.05, "cpu": 0.2},
+    minutes={"smoke": 0.05, "cpu": 0.1},
 )
 FORWARD, REVERSE, HALF, AKL = OBJECTIVES = ("forward KL", "reverse KL", "their mean", "AKL")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="GKD, on-policy distillation (arXiv 2306.13649)",
     source="its motivation, where everything can be computed",
-    minutes={"smoke": 0.05, "cpu": 0.5},
+    minutes={"smoke": 0.05, "cpu": 0.1},
 )
 LAST, BOTH = STUDENTS = ("last symbol", "both symbols")
 GIVEN, MIXED, OWN, WHOLE = TRAININGS = ("teacher's sequences", "half and half", "own sequences", "whole gradient")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="f-DPG (arXiv 2302.08215)",
     source="its comparison of divergences, on a table",
-    minutes={"smoke": 0.05, "cpu": 0.5},
+    minutes={"smoke": 0.05, "cpu": 0.1},
 )
 FORWARD, REVERSE, SHANNON, CHI2 = "forward_kl", "reverse_kl", "jensen_shannon", "chi2_qp"
 GENERATORS = (FORWARD, REVERSE, SHANNON, "total_variation", CHI2)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="Implicit reward as the bridge (arXiv 2507.00018); f-DPO (arXiv 2309.16240)",
     source="method; reward against divergence",
-    minutes={"smoke": 0.05, "cpu": 0.8},
+    minutes={"smoke": 0.05, "cpu": 0.4},
 )
 FINE_TUNED = ("reverse_kl", "forward_kl", "jensen_shannon", "chi2_qp", "squared_hellinger")
 REVERSE, FORWARD, SHANNON, HELLINGER = PREFERRED = (

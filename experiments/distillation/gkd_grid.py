@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="GKD, on-policy distillation (arXiv 2306.13649); MiniLLM (arXiv 2306.08543)",
     source="main figures, where everything can be computed",
-    minutes={"smoke": 0.05, "cpu": 2},
+    minutes={"smoke": 0.05, "cpu": 1},
 )
 FORWARD, JSD, SKEW, REVERSE = "forward KL", "JSD 0.5", "skew KL 0.1", "reverse KL"
 KINDS: dict[str, tuple[str, dict[str, float]]] = {

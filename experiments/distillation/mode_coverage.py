@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="f-distill (arXiv 2502.15681)",
     source="toy figure, with exact ratios",
-    minutes={"smoke": 0.05, "cpu": 0.6},
+    minutes={"smoke": 0.05, "cpu": 0.2},
 )
 REVERSE, FORWARD, SHANNON = "reverse_kl", "forward_kl", "jensen_shannon"
 GENERATORS = (REVERSE, "softened_kl", SHANNON, "squared_hellinger", FORWARD, "jeffreys")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="KDRL (arXiv 2506.02208)",
     source="main table, on modular sums",
-    minutes={"smoke": 0.05, "cpu": 0.5},
+    minutes={"smoke": 0.05, "cpu": 0.2},
 )
 GRPO, DISTILLED, K1, K2, K3, ANNEALED, RESPONSE, GROUP = METHODS = (
     "GRPO",

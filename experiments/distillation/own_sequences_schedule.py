@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="DistiLLM (arXiv 2402.03898)",
     source="its adaptive schedule, traced",
-    minutes={"smoke": 0.05, "cpu": 0.5},
+    minutes={"smoke": 0.05, "cpu": 0.1},
 )
 NONE, ALL, LINE, RELEASED, LAST = SCHEDULES = ("none", "all", "straight line", "released", "validation before")
 LEAST, MOST = 4, 64  # sequences, that claims are about

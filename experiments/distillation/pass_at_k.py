@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="DPH-RL (arXiv 2509.07430)",
     source="Pass@1 against Pass@k, on a bandit",
-    minutes={"smoke": 0.05, "cpu": 0.8},
+    minutes={"smoke": 0.05, "cpu": 0.4},
 )
 NOTHING, REVERSE, FORWARD, SHANNON, ALPHA = ANCHORS = (
     "none",

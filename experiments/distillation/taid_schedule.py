@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = About(
     paper="TAID (arXiv 2501.16937)",
     source="its schedule against fixed mixtures",
-    minutes={"smoke": 0.05, "cpu": 0.5},
+    minutes={"smoke": 0.05, "cpu": 0.1},
 )
 TAID, LINE, FORWARD = "TAID", "straight line", "forward KL"
 FIXED = (0.2, 0.4, 0.6, 0.8)

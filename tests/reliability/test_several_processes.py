@@ -142,17 +142,22 @@ class Launcher:
         raise AssertionError("waited for a minute in vain")
 
     def killed(self, name: str, processes: int, victim: int) -> str:
-        """What is said of a run that loses a process once it has a checkpoint to go on from."""
+        """What is said of a run whose process is killed, which is named."""
+        told, status = self.losing(name, processes, victim, signal.SIGKILL)
+        assert status == 128 + signal.SIGKILL
+        expected = f"process {victim} was killed by SIGKILL; run the same command again to continue"
+        assert told.splitlines()[-1] == expected, told
+        return told
+
+    def losing(self, name: str, processes: int, victim: int, signum: int) -> tuple[str, int]:
+        """What is said of a run whose process gets a signal once it has a checkpoint to go on from; its status."""
         running = self.start(name, processes, delay=0.5)
         # Saving is not awaited: a number of updates does not tell that a checkpoint is there.
         saved = self.folder / name / "training" / "checkpoints"
         self.wait_until(lambda: any(path.name.isdecimal() for path in saved.glob("*")), running)
-        os.kill(children(running.pid)[victim], signal.SIGKILL)
-        _, told = running.communicate(timeout=60)
-        assert running.returncode == 128 + signal.SIGKILL
-        expected = f"process {victim} was killed by SIGKILL; run the same command again to continue"
-        assert told.splitlines()[-1] == expected, told
-        return told
+        os.kill(children(running.pid)[victim], signum)
+        _, told = running.communicate(timeout=90)
+        return told, running.returncode
 
 
 @pytest.fixture(scope="session")
@@ -221,6 +226,15 @@ def test_killed_then_preempted_then_continued_equals_undisturbed(launcher, undis
     tables, told = launcher.finished("disturbed", 2)
     assert "going on from" in told
     assert tables == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive  # the runtime waits 25 s for a heartbeat
+def test_of_three_the_one_that_hangs_is_named_not_those_that_are_aborted_for_it(launcher):
+    told, status = launcher.losing("hanging", 3, victim=1, signum=signal.SIGSTOP)
+    assert status == 128 + signal.SIGABRT
+    assert told.splitlines()[-1] == "process 1 no longer answers; run the same command again to continue", told
+    assert "stack trace" not in told and "heartbeats" not in told
 
 
 @pytest.mark.slow

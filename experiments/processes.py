@@ -32,7 +32,8 @@ _CHATTER = (
     b"preemption_notifier.cc",
     b"Reached preemption sync point",
 )  # of the runtime, at every start and every SIGTERM
-_ABORTING = b"the JAX distributed service detected fatal errors"  # and a stack trace behind it
+# The runtime tells what it aborts a process for, with a stack trace behind it.
+_ABORTING = re.compile(rb"^E\d+ .*coordination_service|the JAX distributed service detected fatal errors")
 _SILENT = b"stopped sending heartbeats"  # and the numbers of those who did, one per line
 
 
@@ -181,7 +182,10 @@ class _Supervisor:
         lines = self._without_last_words(lines + self._arrived(0))
         failed = [] if self._quiet else [(process, status) for process, status in ended if not self._is_fine(status)]
         if not failed:
-            self._show(lines)
+            words = [
+                (process.number, line) for process, _ in ended for line in self._last_words.get(process.number, [])
+            ]
+            self._show(lines + ([] if self._debug else words))
         else:
             process, status = min(failed, key=lambda pair: (_suspicion(pair[1]), pair[0].ended_at))
             last_words = self._last_words.get(process.number, [])
@@ -197,7 +201,7 @@ class _Supervisor:
         """Keep for later what a process says of its being aborted: another one may be the cause, and is named there."""
         others = []
         for number, line in lines:
-            last = number in self._last_words or _ABORTING in line
+            last = number in self._last_words or bool(_ABORTING.search(line))
             if last:
                 self._last_words.setdefault(number, []).append(line)
             if not last or self._debug:

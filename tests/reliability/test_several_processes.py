@@ -230,8 +230,8 @@ def test_killed_then_preempted_then_continued_equals_undisturbed(launcher, undis
 
 @pytest.mark.slow
 @pytest.mark.exhaustive  # the runtime waits 25 s for a heartbeat
-def test_of_three_the_one_that_hangs_is_named_not_those_that_are_aborted_for_it(launcher):
-    told, status = launcher.losing("hanging", 3, victim=1, signum=signal.SIGSTOP)
+def test_of_four_the_one_that_hangs_is_named_not_those_that_are_aborted_for_it(launcher):
+    told, status = launcher.losing("hanging", 4, victim=1, signum=signal.SIGSTOP)
     assert status == 128 + signal.SIGABRT
     assert told.splitlines()[-1] == "process 1 no longer answers; run the same command again to continue", told
     assert "stack trace" not in told and "heartbeats" not in told

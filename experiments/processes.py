@@ -181,16 +181,13 @@ class _Supervisor:
         self._running = [process for process in self._running if process not in [gone for gone, _ in ended]]
         lines = self._without_last_words(lines + self._arrived(0))
         failed = [] if self._quiet else [(process, status) for process, status in ended if not self._is_fine(status)]
+        words = [(process.number, line) for process, _ in ended for line in self._last_words.pop(process.number, [])]
         if not failed:
-            words = [
-                (process.number, line) for process, _ in ended for line in self._last_words.get(process.number, [])
-            ]
-            self._show(lines + ([] if self._debug else words))
+            self._show(lines + words)
         else:
             process, status = min(failed, key=lambda pair: (_suspicion(pair[1]), pair[0].ended_at))
-            last_words = self._last_words.get(process.number, [])
-            silent = _silent(last_words)
-            lines += [] if silent or self._debug else [(process.number, line) for line in last_words]
+            silent = _silent([line for number, line in words if number == process.number])
+            lines += words if self._debug or not silent else []
             self._show([line for line in lines if line[0] == process.number or self._debug])
             self._failed(process.number, status, silent)
         if not self._quiet and any(self._has_left(status) for _, status in ended):
@@ -201,10 +198,9 @@ class _Supervisor:
         """Keep for later what a process says of its being aborted: another one may be the cause, and is named there."""
         others = []
         for number, line in lines:
-            last = number in self._last_words or bool(_ABORTING.search(line))
-            if last:
+            if number in self._last_words or _ABORTING.search(line):
                 self._last_words.setdefault(number, []).append(line)
-            if not last or self._debug:
+            else:
                 others.append((number, line))
         return others
 

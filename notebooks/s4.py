@@ -26,6 +26,7 @@ import numpy as np
 
 from lightnet.scan.recurrence import Tokens
 from ssm import dplr
+from ssm.convolution import causal_convolution, dplr_kernel
 from ssm.initializers import hippo_legs, legs_dplr, legs_normal_part, legs_pairs
 
 jax.config.update("jax_enable_x64", True)
@@ -121,7 +122,7 @@ same(dplr.advance(discrete, h, u), expected[:, : STATES // 2])
 
 # %%
 by_powers = dplr.kernel_by_powers(transition, drive, dense_C, LENGTH)
-kernel = jax.jit(dplr.dplr_kernel, static_argnums=2)(continuous, steps, LENGTH)
+kernel = jax.jit(dplr_kernel, static_argnums=2)(continuous, steps, LENGTH)
 same(kernel, by_powers)
 
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.6), constrained_layout=True)
@@ -139,7 +140,7 @@ plt.show()
 
 # %%
 narrow = jax.tree.map(lambda x: x.astype(jnp.complex64), continuous)
-single = dplr.dplr_kernel(narrow, steps.astype(jnp.float32), LENGTH)
+single = dplr_kernel(narrow, steps.astype(jnp.float32), LENGTH)
 assert single.dtype == jnp.float32
 same(single, by_powers, 1e-4)
 
@@ -151,7 +152,7 @@ same(single, by_powers, 1e-4)
 
 # %%
 signal = jnp.asarray(np.cumsum(random.standard_normal((1, LENGTH, 3)), axis=1) / 10)
-convolved = dplr.causal_convolution(signal, kernel)
+convolved = causal_convolution(signal, kernel)
 start = jnp.zeros((1, 3, STATES // 2), complex)
 stepped, last = jax.jit(dplr.recurrence)(discrete, signal, start, Tokens(None, None))
 same(convolved, stepped)
@@ -185,10 +186,10 @@ same(end, last)
 learned = dplr.truncated_readout(discrete, LENGTH)
 converted = dplr.untruncated_readout(discrete, learned, LENGTH)
 same(converted, continuous.C)
-same(dplr.dplr_kernel(continuous._replace(C=converted), steps, 2 * LENGTH)[:, :LENGTH], by_powers)
+same(dplr_kernel(continuous._replace(C=converted), steps, 2 * LENGTH)[:, :LENGTH], by_powers)
 
 wrong = dplr.untruncated_readout(discrete, learned, LENGTH // 4)
-mistaken = dplr.dplr_kernel(continuous._replace(C=wrong), steps, LENGTH)
+mistaken = dplr_kernel(continuous._replace(C=wrong), steps, LENGTH)
 print(f"taken for one of length {LENGTH // 4}: kernels differ by {largest_difference(mistaken, by_powers):.0%}")
 
 fig, ax = plt.subplots(figsize=(5, 2.6), constrained_layout=True)

@@ -5,10 +5,10 @@
     y_t = C* h_t + D x_t = 2 Re(sum_n conj(C_n) h_t[n]) + D x_t      one of each conjugate pair of states
     out = (W gelu(y) + ...) sigmoid(V gelu(y) + ...)                 `ssm.output`
 
-A begins as HiPPO-LegS. The formulas are in `ssm.dplr`. A whole sequence from its beginning is convolved with the
-kernel; a state, segments or a mask take the recurrence, token by token, which is exact for all of them. The final state
-comes from the recurrence too: compiled, one that nobody reads costs nothing. The convolution is causal up to the
-rounding of Fourier transforms, the recurrence exactly.
+A begins as HiPPO-LegS. The formulas are in `ssm.dplr` and `ssm.convolution`. A whole sequence from its beginning is
+convolved with the kernel; a state, segments or a mask take the recurrence, token by token, which is exact for all of
+them. The final state comes from the recurrence too: compiled, one that nobody reads costs nothing. The convolution is
+causal up to the rounding of Fourier transforms, the recurrence exactly.
 
 C is the readout itself, not that of the truncated generating function, which is made for the length at hand: so the
 parameters mean the same at every length. P, B and C are stored as two reals each. The paper's H is `width` here, and D
@@ -28,7 +28,8 @@ from lightnet.scan.recurrence import only_real, state_dtype, tokens_of
 from lightnet.scan.states import stored_state
 from lightnet.typing import Array
 from ssm.checks import check_sequence, check_token
-from ssm.dplr import DPLR, advance, bilinear_dplr, causal_convolution, dplr_kernel, read, recurrence
+from ssm.convolution import causal_convolution, dplr_kernel
+from ssm.dplr import DPLR, advance, bilinear_dplr, read, recurrence
 from ssm.initializers import (
     as_complex,
     as_reals,

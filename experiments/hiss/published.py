@@ -157,8 +157,8 @@ def run(config: Config, run_dir: Path) -> Result:
             if name in NO_TRANSFORMER and model.startswith("flat transformer"):
                 continue
             for seed in config.seeds:
-                one = train_one(config, name, model, parts, prepare, run_dir, seed)
-                row, curves[f"{name}, {model}, {seed}"] = one
+                row, curve = train_one(config, name, model, parts, prepare, run_dir, seed)
+                curves[f"{name}, {model}, {seed}"] = curve
                 for column, entry in zip(table.values(), row, strict=True):
                     column.append(entry)
     return Result(_measured(errors_of(table)), {"errors": table}, curves, data)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lightnet.scan.dispatch import lowered_for
-from ssm.dplr import causal_convolution
+from ssm.convolution import causal_convolution
 from ssm.fourier import Grid, grid, inverse_transform, transform
 
 

@@ -14,13 +14,12 @@ import pytest
 from experiments.training.optimizer import parameter_labels
 from lightnet.scan.dispatch import lowered_for
 from lightnet.scan.recurrence import Tokens
+from ssm.convolution import causal_convolution, dplr_kernel
 from ssm.dplr import (
     DPLR,
     bilinear_dplr,
-    causal_convolution,
     dense_bilinear,
     dense_matrices,
-    dplr_kernel,
     kernel_by_powers,
     recurrence,
     truncated_readout,

@@ -11,6 +11,8 @@ from experiments.long_memory.arena_data import Parts
 from experiments.long_memory.arena_tasks import TASKS
 from experiments.long_memory.arena_training import counted, settings_of
 from experiments.long_memory.networks import ModelConfig
+from experiments.planning.trainings import recorded
+from experiments.registry import load_id
 from tests.experiments.long_memory import made_up_arena as made
 from tests.experiments.result_run import check_run
 
@@ -91,6 +93,13 @@ def test_without_the_folder_a_run_ends_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"lra_release/listops-1000/basic_train.tsv: not there"):
         arena.run(replace(PAPER, task_names=("listops",)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("looped", "blocks"), [(True, {"blocks"}), (False, {"blocks_0", "blocks_1"})])
+def test_one_block_stands_for_all_unless_it_shall_not(looped, blocks):
+    config = replace(arena.PRESETS["smoke"], model=ModelConfig(2, 4, 2, 1), scan_layers=looped)
+    (training,) = recorded(load_id("long_memory/long_range_arena"), config).trainings
+    assert blocks == {name for name in training.shapes.params["backbone"] if name.startswith("blocks")}
 
 
 def test_smoke_run(tmp_path):
